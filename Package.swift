@@ -1,0 +1,82 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: Apache-2.0
+//
+// The targets of Strata, layer by layer. An arrow only ever points to a lower layer;
+// `Tests/TidyTests` reads this file and the imports of every source and fails on any other arrow.
+
+import PackageDescription
+
+/// Every product target: Swift 6 language mode, strict memory safety, warnings are errors.
+let strict: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableExperimentalFeature("Lifetimes"),
+]
+
+/// Test targets poke at raw bytes on purpose, so they are not strict-memory-safe.
+let tests: [SwiftSetting] = [.swiftLanguageMode(.v6)]
+
+let argumentParser: Target.Dependency = .product(
+  name: "ArgumentParser", package: "swift-argument-parser")
+
+let package = Package(
+  name: "strata",
+  products: [
+    .executable(name: "strata", targets: ["strata"]),
+    .executable(name: "stratad", targets: ["stratad"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
+  ],
+  targets: [
+    // L0: C only. Shims return -errno and hold no policy.
+    .target(name: "CAio", linkerSettings: [.linkedLibrary("aio")]),
+    .target(name: "CLinux"),
+    .systemLibrary(name: "CCapNG", pkgConfig: "libcap-ng", providers: [.apt(["libcap-ng-dev"])]),
+    .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+
+    // L1: the vocabulary.
+    .target(name: "BlockTypes", swiftSettings: strict),
+
+    // L2: pure (no system call, no clock, no Foundation) and kernel objects.
+    .target(name: "NBDProtocol", dependencies: ["BlockTypes"], swiftSettings: strict),
+    .target(name: "Qcow2", dependencies: ["BlockTypes"], swiftSettings: strict),
+    .target(
+      name: "LinuxIO", dependencies: ["BlockTypes", "CAio", "CLinux"], swiftSettings: strict),
+    .target(
+      name: "Sandbox", dependencies: ["BlockTypes", "CCapNG", "CLinux"], swiftSettings: strict),
+    .target(name: "Inflate", dependencies: ["BlockTypes", "CZlib"], swiftSettings: strict),
+
+    // L3: the hot path.
+    .target(
+      name: "DataPlane",
+      dependencies: ["BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "Inflate"],
+      swiftSettings: strict),
+
+    // L4: images at rest.
+    .target(
+      name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
+      swiftSettings: strict),
+
+    // L5: policy.
+    .target(
+      name: "Control",
+      dependencies: [
+        "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "Sandbox", "DataPlane", "ImageTools",
+      ],
+      swiftSettings: strict),
+
+    // L6: the executables.
+    .executableTarget(
+      name: "stratad", dependencies: ["Control", argumentParser], swiftSettings: strict),
+    .executableTarget(
+      name: "strata", dependencies: ["Control", "ImageTools", argumentParser],
+      swiftSettings: strict),
+
+    // T: tests of the wire protocol.
+    .testTarget(
+      name: "NBDProtocolTests", dependencies: ["BlockTypes", "NBDProtocol"],
+      swiftSettings: tests),
+  ]
+)

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the user said about one export, before anything is opened or checked against the world.
+// This file performs no I/O and holds no defaults: the command line has them.
+
+import BlockTypes
+import DataPlane
+
+/// One export and the process that serves it, in the user's words.
+public struct ExportConfig: Sendable {
+  public var imagePath: String
+  /// nil: the image's magic may say qcow2, and nothing else is guessed.
+  public var format: ImageFormat?
+  public var isReadOnly: Bool
+  public var engine: ExportPlan.Engine
+
+  /// nil: the last component of `imagePath`.
+  public var exportName: String?
+  public var description: String
+  public var minimumBlockByteCount: UInt64
+  public var metadataCacheByteCount: UInt64
+  public var handshakeSecondsMax: Int
+  public var connectionsMax: Int
+
+  public var socketPath: String?
+  public var socketMode: UInt32
+  /// `USER[:GROUP]`.
+  public var socketOwner: String?
+  public var tcpEndpoint: TCPEndpoint?
+  public var allowsTCPWithoutTLS: Bool
+
+  /// `USER[:GROUP]` to become; nil leaves the choice to `WorkerIdentity`.
+  public var user: String?
+  public var readyDescriptor: Int32?
+  public var pidFilePath: String?
+  public var runsInBackground: Bool
+  public var printsDrive: Bool
+
+  public init(
+    imagePath: String, format: ImageFormat?, isReadOnly: Bool, engine: ExportPlan.Engine,
+    exportName: String?, description: String, minimumBlockByteCount: UInt64,
+    metadataCacheByteCount: UInt64, handshakeSecondsMax: Int, connectionsMax: Int,
+    socketPath: String?, socketMode: UInt32, socketOwner: String?, tcpEndpoint: TCPEndpoint?,
+    allowsTCPWithoutTLS: Bool, user: String?, readyDescriptor: Int32?, pidFilePath: String?,
+    runsInBackground: Bool, printsDrive: Bool
+  ) {
+    self.imagePath = imagePath
+    self.format = format
+    self.isReadOnly = isReadOnly
+    self.engine = engine
+    self.exportName = exportName
+    self.description = description
+    self.minimumBlockByteCount = minimumBlockByteCount
+    self.metadataCacheByteCount = metadataCacheByteCount
+    self.handshakeSecondsMax = handshakeSecondsMax
+    self.connectionsMax = connectionsMax
+    self.socketPath = socketPath
+    self.socketMode = socketMode
+    self.socketOwner = socketOwner
+    self.tcpEndpoint = tcpEndpoint
+    self.allowsTCPWithoutTLS = allowsTCPWithoutTLS
+    self.user = user
+    self.readyDescriptor = readyDescriptor
+    self.pidFilePath = pidFilePath
+    self.runsInBackground = runsInBackground
+    self.printsDrive = printsDrive
+  }
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sockets of an export: a UNIX path, TCP addresses, and what the service manager passed.
+// Policy: TCP without TLS stays on this machine unless the user says otherwise.
+
+import Glibc
+import LinuxIO
+import Sandbox
+
+/// All sockets that clients of the export may connect to.
+struct Listeners {
+  private(set) var sockets: [ListeningSocket] = []
+  /// The absolute path of the UNIX socket, when there is one.
+  private(set) var unixPath: String?
+
+  /// Descriptors for the data plane, which does not own them.
+  var descriptors: [Int32] { sockets.map(\.descriptor) }
+
+  /// Opens all of them, or none.
+  ///
+  /// - Parameter passedCount: sockets that the service manager passed, from descriptor 3 on.
+  init(_ config: ExportConfig, passedCount: Int) throws(ControlError) {
+    do throws(ControlError) {
+      for index in 0..<passedCount {
+        try adopt(ServiceManager.firstDescriptor + Int32(index), config)
+      }
+      if let endpoint = config.tcpEndpoint { try listen(at: endpoint, config) }
+      if let path = config.socketPath { try listen(at: path, config) }
+    } catch {
+      removeFiles()
+      throw error
+    }
+    guard !sockets.isEmpty else {
+      throw ControlError(
+        nil, "no address to listen on", wayOut: "say --socket PATH or --tcp HOST:PORT")
+    }
+  }
+
+  /// Takes away what was made in the file system. A socket in a folder that the worker may not
+  /// change has to stay; the next server at its path replaces it.
+  func removeFiles() {
+    for socket in sockets { _ = socket.removeFile() }
+  }
+
+  /// What to tell QEMU; nil when only unnamed sockets were passed.
+  var driveLine: String? {
+    if let unixPath { return DriveLine.text(unixPath: unixPath) }
+    return sockets.lazy.compactMap { $0.boundAddress() }.first.map(DriveLine.text(tcp:))
+  }
+
+  private mutating func adopt(_ descriptor: Int32, _ config: ExportConfig) throws(ControlError) {
+    let subject = "LISTEN_FDS (descriptor \(descriptor))"
+    do throws(SocketError) {
+      sockets.append(try ListeningSocket.adopt(descriptor))
+    } catch {
+      throw ControlError(subject, error)
+    }
+    if let address = sockets[sockets.count - 1].boundAddress() {
+      try Listeners.requirePrivate(address, subject, config)
+    }
+  }
+
+  private mutating func listen(at path: String, _ config: ExportConfig) throws(ControlError) {
+    var owner: Identity?
+    do throws(SandboxError) {
+      if let text = config.socketOwner { owner = try Identity(parsing: text) }
+    } catch {
+      throw ControlError("--socket-owner", error)
+    }
+    do throws(SocketError) {
+      sockets.append(
+        try ListeningSocket.unix(
+          at: try UnixSocketPath(path), mode: config.socketMode,
+          owner: owner.map { ($0.userID, $0.groupID) }))
+    } catch {
+      throw ControlError("socket \(path)", error)
+    }
+    unixPath = try Listeners.absolute(path)
+  }
+
+  private mutating func listen(
+    at endpoint: TCPEndpoint, _ config: ExportConfig
+  ) throws(ControlError) {
+    let subject = "TCP \(endpoint.host ?? "*"):\(endpoint.port)"
+    let addresses = try Listeners.resolve(endpoint, subject)
+    for address in addresses { try Listeners.requirePrivate(address, subject, config) }
+    var port = endpoint.port
+    var absence: SocketError?
+    let formerCount = sockets.count
+    for address in addresses {
+      do throws(SocketError) {
+        let socket = try ListeningSocket.tcp(at: address.with(port: port))
+        sockets.append(socket)
+        // When the kernel chose the port, the other addresses of the host get the same.
+        port = socket.boundAddress()?.port ?? port
+      } catch {
+        guard Listeners.meansAbsentFamily(error) else { throw ControlError(subject, error) }
+        absence = error
+      }
+    }
+    if let absence, sockets.count == formerCount { throw ControlError(subject, absence) }
+  }
+
+  /// A machine without IPv6 (or IPv4) serves on what it has.
+  private static func meansAbsentFamily(_ error: SocketError) -> Bool {
+    guard case .system(let error) = error else { return false }
+    return error.errno == EAFNOSUPPORT || error.errno == EADDRNOTAVAIL
+  }
+
+  private static func resolve(
+    _ endpoint: TCPEndpoint, _ subject: String
+  ) throws(ControlError) -> [SocketAddress] {
+    do throws(SocketError) {
+      return try SocketAddress.resolve(host: endpoint.host, port: endpoint.port)
+    } catch {
+      throw ControlError(subject, error)
+    }
+  }
+
+  private static func requirePrivate(
+    _ address: SocketAddress, _ subject: String, _ config: ExportConfig
+  ) throws(ControlError) {
+    guard address.isLoopback || config.allowsTCPWithoutTLS else {
+      throw ControlError(
+        subject, "other machines could read and write the disk, and there is no TLS",
+        wayOut: "listen on 127.0.0.1 or --socket, or say --tcp-without-tls")
+    }
+  }
+
+  private static func absolute(_ path: String) throws(ControlError) -> String {
+    if path.hasPrefix("/") { return path }
+    do throws(SystemError) {
+      let folder = try Environment.currentFolder()
+      return folder == "/" ? "/\(path)" : "\(folder)/\(path)"
+    } catch {
+      throw ControlError("socket \(path)", error)
+    }
+  }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One client: its socket, what of its byte stream is not understood yet, and its replies.
+// Spec: proto.md, "Protocol phases".
+
+import BlockTypes
+import LinuxIO
+import NBDProtocol
+
+/// A connected client.
+struct Connection: ~Copyable {
+  enum Phase {
+    case handshake
+    case transmission
+    /// No more requests are read; what was read is answered, then the socket closes.
+    case finishing
+  }
+
+  /// Bytes that are received at once. More gives nothing (swift.md).
+  static let receiveByteCount = 128 << 10
+
+  var socket: StreamSocket
+  var phase: Phase = .handshake
+  var handshake: ServerHandshake
+  var rules: TransmissionRules?
+  var replies: ReplyQueue
+
+  /// Received bytes `received ..< receivedEnd` are not understood yet.
+  var buffer: IOBuffer
+  var received = 0
+  var receivedEnd = 0
+
+  /// The slot whose payload is arriving; -1 for none.
+  var payloadSlot: Int32 = -1
+  /// Bytes of the payload of a refused request still to be thrown away, and its reply.
+  var drainByteCount: UInt64 = 0
+  var drainError: NBDErrno = .none
+  var drainCookie: UInt64 = 0
+  var drainCommand: UInt16 = 0
+
+  /// Requests with a slot, and the bytes of their buffers.
+  var requestCount = 0
+  var bufferByteCount = 0
+  /// The next request waits for a slot or for buffers.
+  var isStalled = false
+  /// What the event loop watches for.
+  var interest: EventLoop.Interest = .readable
+  /// Ticks of the second timer until the handshake is over or the connection ends.
+  var handshakeSecondsLeft: Int
+  /// The event loop watches the socket; it does not once the client has gone.
+  var isWatched = true
+  /// The socket takes no more bytes for now.
+  var isBlockedOnSend = false
+  /// The socket failed; nothing can be sent any more.
+  var isBroken = false
+  /// In the list of connections that have something to send.
+  var isInTransmitList = false
+
+  init(
+    socket: consuming StreamSocket, handshake: ServerHandshake, replies: consuming ReplyQueue,
+    buffer: IOBuffer, handshakeSecondsMax: Int
+  ) {
+    self.socket = socket
+    self.handshake = handshake
+    self.replies = replies
+    self.buffer = buffer
+    // The timer ticks once a second, and the first tick may come at once.
+    handshakeSecondsLeft = handshakeSecondsMax + 1
+  }
+
+  /// Gathers the front of the replies into the socket's next send.
+  mutating func gatherReplies() { replies.gather(into: &socket) }
+}

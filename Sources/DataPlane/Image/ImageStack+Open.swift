@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Opening the chain for the data plane: alignment, tables, the allocator of the active layer.
+
+import BlockTypes
+import Glibc
+import LinuxIO
+import Qcow2
+
+extension ImageStack {
+  /// Prepares the chain of `plan`, whose files are open and locked.
+  ///
+  /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
+  ///   engine.
+  init(_ plan: ExportPlan, slotCount: Int) throws {
+    try ImageStack.clearUnknownAutoclearBits(plan)
+    let alignment = plan.engine == .aio ? ImageStack.chooseAlignment(plan) : 1
+    var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
+    for layer in plan.layers {
+      _ = disks.add(
+        layer.storage, direct: alignment > 1, byteCount: try layer.storage.file.byteCount())
+    }
+    let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
+    let allocator = try Allocator(plan)
+    let pool = try BlockingPool(threadCount: 2)
+    var buffers = BufferPool()
+    guard let zeroes = buffers.acquire(byteCount: ImageStack.largestCluster(plan)) else {
+      throw SystemError(errno: ENOMEM, call: "mmap")
+    }
+
+    requests = RequestTable(slotCount: slotCount)
+    layers = FixedArray(count: tables.count) {
+      Layer(plan.layers[$0], file: $0, l1: tables[$0])
+    }
+    cache = TableCache(byteCount: plan.metadataCacheByteCount)
+    self.allocator = allocator
+    self.disks = disks
+    self.pool = pool
+    self.buffers = buffers
+    self.zeroes = zeroes  // fresh from the kernel, hence zero, and never written
+    storages = plan.layers.map(\.storage)
+    isReadOnly = plan.isReadOnly
+    diskByteCount = plan.diskByteCount
+    self.alignment = alignment
+    if let work = requests.acquire() {
+      precondition(work == ReleaseQueue.slot, "the image's own slot is not the first")
+      requests.slots[work].stage = .releasing
+    }
+  }
+
+  /// The alignment in bytes for direct I/O on the whole chain, or 1 to use the page cache.
+  ///
+  /// All or nothing: a segment may begin at any cluster border or disk end of any layer, so one
+  /// layer that does not keep the strictest file's alignment would make reads of the others
+  /// unaligned (decision 0003).
+  private static func chooseAlignment(_ plan: ExportPlan) -> UInt64 {
+    var alignment: UInt64 = 1
+    for layer in plan.layers {
+      guard let needed = layer.storage.file.enableDirect() else {
+        return disableDirect(plan)
+      }
+      alignment = max(alignment, needed)
+    }
+    for (index, layer) in plan.layers.enumerated() {
+      switch layer.format {
+      case .raw:
+        guard layer.diskByteCount.isAligned(to: alignment) else { return disableDirect(plan) }
+      case .qcow2(let header):
+        guard header.geometry.clusterByteCount >= alignment,
+          index == 0 || layer.diskByteCount.isAligned(to: alignment)
+        else { return disableDirect(plan) }
+      }
+    }
+    return alignment
+  }
+
+  private static func disableDirect(_ plan: ExportPlan) -> UInt64 {
+    for layer in plan.layers { layer.storage.file.disableDirect() }
+    return 1
+  }
+
+  /// Bytes of the largest cluster of the chain, at least 1 MiB.
+  private static func largestCluster(_ plan: ExportPlan) -> Int {
+    var largest = 1 << 20
+    for layer in plan.layers {
+      if case .qcow2(let header) = layer.format {
+        largest = max(largest, Int(header.geometry.clusterByteCount))
+      }
+    }
+    return largest
+  }
+
+  /// A writer that does not know a feature must clear its autoclear bit before the first write.
+  private static func clearUnknownAutoclearBits(_ plan: ExportPlan) throws {
+    guard !plan.isReadOnly, case .qcow2(let header) = plan.layers[0].format,
+      header.version >= 3, header.autoclearFeatures.rawValue != 0
+    else { return }
+    let storage = plan.layers[0].storage
+    try storage.file.write(
+      [UInt8](repeating: 0, count: 8), at: Header.autoclearFeaturesOffset.byteOffset)
+    try storage.file.synchronize()
+  }
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One image of the chain as the data plane uses it: its L1 table in memory, its file by index.
+// Spec: qcow2.rst, "Cluster mapping".
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+/// A layer of the chain. Index 0 is the active layer.
+struct Layer: ~Copyable {
+  let isRaw: Bool
+  let file: Int
+  let diskByteCount: UInt64
+  let version: Int
+  let geometry: ClusterGeometry
+  let l1TableOffset: UInt64
+  /// The L1 table in host byte order; empty for a raw layer.
+  var l1: FixedArray<UInt64>
+
+  /// A layer whose L1 table, read before, is `table`.
+  init(_ plan: LayerPlan, file: Int, l1 table: [UInt64]) {
+    self.file = file
+    diskByteCount = plan.diskByteCount
+    switch plan.format {
+    case .raw:
+      isRaw = true
+      version = 0
+      geometry = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
+      l1TableOffset = 0
+    case .qcow2(let header):
+      isRaw = false
+      version = header.version
+      geometry = header.geometry
+      l1TableOffset = header.l1TableOffset.byteOffset
+    }
+    l1 = FixedArray(count: table.count) { table[$0] }
+  }
+}
+
+extension LayerPlan {
+  /// Reads the L1 table, which the data plane keeps whole.
+  ///
+  /// - Throws: `ImageError` when it cannot be read whole.
+  func readL1Table() throws(ImageError) -> [UInt64] {
+    guard case .qcow2(let header) = format else { return [] }
+    return try readTable(
+      at: header.l1TableOffset, entryCount: header.l1EntryCount, what: "the L1 table")
+  }
+
+  /// Reads the refcount table, which the data plane keeps whole for the active layer.
+  func readRefcountTable() throws(ImageError) -> [UInt64] {
+    guard case .qcow2(let header) = format else { return [] }
+    return try readTable(
+      at: header.refcountTableOffset,
+      entryCount: header.refcountTableClusterCount * header.geometry.l2EntryCount,
+      what: "the refcount table")
+  }
+
+  private func readTable(
+    at offset: HostOffset, entryCount: Int, what: String
+  ) throws(ImageError) -> [UInt64] {
+    let bytes: [UInt8]
+    do throws(SystemError) {
+      bytes = try storage.file.read(at: offset.byteOffset, byteCount: entryCount * 8)
+    } catch {
+      throw ImageError(.corrupt, "\(what) cannot be read: \(error)", at: offset)
+    }
+    guard bytes.count == entryCount * 8 else {
+      throw ImageError(.truncated, "\(what) passes the end of the file", at: offset)
+    }
+    return (0..<entryCount).map { bytes.bigEndianInteger(UInt64.self, at: $0 * 8) }
+  }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stopping: answer what was asked, make tables durable, give back what was freed, trim the file.
+// Spec: proto.md, "Terminating the transmission phase".
+
+import BlockTypes
+import LinuxIO
+
+/// How far a stop has come.
+struct StopState {
+  /// Seconds that clients have to take their last replies.
+  static let secondsMax = 2
+  /// Failed flushes after which the tables are given up.
+  static let flushesMax = 3
+
+  var isStopping = false
+  var secondsLeft = StopState.secondsMax
+  var failedFlushCount = 0
+}
+
+extension ExportLoop {
+  mutating func signalArrived() -> Outcome? {
+    SignalQueue.take(from: stopSignals)
+    if stop.isStopping { return .abandoned }
+    stop.isStopping = true
+    stop.secondsLeft = StopState.secondsMax
+    for listener in listeners { events.remove(listener) }
+    for index in 0..<connections.capacity where connections.isOccupied(index) {
+      if case .handshake = connections[index].phase {
+        breakConnection(index)
+        continue
+      }
+      connections[index].phase = .finishing
+      updateInterest(index)
+      closeIfDone(index)
+    }
+    return nil
+  }
+
+  /// Goes on with a stop; returns how it ended once it has.
+  mutating func continueStopping() -> Outcome? {
+    guard stop.isStopping else { return nil }
+    if stop.secondsLeft <= 0 {
+      for index in 0..<connections.capacity where connections.isOccupied(index) {
+        breakConnection(index)
+      }
+    }
+    while connections.count == 0, image.isIdle {
+      if image.lostWrites { return .failed("writes were lost when the disk failed to flush them") }
+      if !image.needsFlush {
+        do throws(SystemError) {
+          try image.trimFile()
+        } catch {
+          return .failed("the image cannot be trimmed to its content: \(error)")
+        }
+        return .drained
+      }
+      if stop.failedFlushCount == StopState.flushesMax {
+        return .failed("the image's tables cannot be written: \(image.flush.error)")
+      }
+      stop.failedFlushCount += 1
+      image.wantFlush()
+      tick()
+      if !image.flush.isRunning, image.flush.error == .none { stop.failedFlushCount = 0 }
+    }
+    return nil
+  }
+}
+
+extension ImageStack {
+  /// No request is in work, no flush runs, nothing is being given back.
+  var isIdle: Bool {
+    requests.usedCount == 1 && !flush.isRunning && disks.inFlightCount == 0
+      && requests.slots[ReleaseQueue.slot].poolCount == 0
+      && !requests.slots[ReleaseQueue.slot].isInList && !allocator.growthIsRunning
+  }
+
+  /// Something in memory is not in the file yet, or not durable there.
+  var needsFlush: Bool {
+    !isReadOnly && (hasDirtyTables || hasUnsyncedWrites || !releases.isEmpty)
+  }
+
+  /// Cuts off the space that the file grew ahead of need.
+  mutating func trimFile() throws(SystemError) {
+    guard !isReadOnly, !layers[0].isRaw, allocator.canGrow,
+      allocator.keptByteCount < allocator.fileByteCount
+    else { return }
+    try storages[0].file.truncate(to: allocator.keptByteCount)
+    try storages[0].file.synchronize()
+  }
+}

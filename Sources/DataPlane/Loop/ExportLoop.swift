@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The loop of one export: sockets in, replies out, disk completions in between. One thread runs
+// it and owns everything in it. A tick takes all that is ready, submits once, sends once for each
+// client.
+
+import BlockTypes
+import Glibc
+import LinuxIO
+import NBDProtocol
+
+/// The server of one export.
+public struct ExportLoop: ~Copyable {
+  /// How the loop ended.
+  public enum Outcome: Sendable {
+    /// Every request was answered, every table is durable, the file is trimmed to its content.
+    case drained
+    /// A second signal ended it at once.
+    case abandoned
+    /// Tables could not be made durable: the text says why.
+    case failed(String)
+  }
+
+  /// What a descriptor is, in the upper half of its token.
+  enum Source: UInt64 {
+    case listener = 1
+    case connection
+    case disk
+    case pool
+    case timer
+    case signal
+
+    func token(_ index: Int = 0) -> UInt64 { rawValue << 32 | UInt64(index) }
+  }
+
+  let plan: ExportPlan
+  let description: ExportDescription
+  var image: ImageStack
+  var events: EventLoop
+  let timer: IntervalTimer
+  let listeners: [Int32]
+  let stopSignals: Int32
+  var connections: FixedPool<Connection>
+  var isListening = true
+  /// Connections with replies to send, in this tick.
+  var transmitList: [Int32] = []
+  var stalledCount = 0
+  var stop = StopState()
+  /// Seconds since tables last became dirty and stayed so.
+  var dirtySeconds = 0
+
+  /// Reads the tables of the images and registers the listeners, which are bound, listening and
+  /// non-blocking. `stopSignals` is a signalfd: the first signal drains, the second abandons.
+  ///
+  /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses.
+  public init(plan: ExportPlan, listeners: [Int32], stopSignals: Int32) throws {
+    let slotCount = plan.limits.connectionsMax * plan.limits.requestsPerConnectionMax + 1
+    let image = try ImageStack(plan, slotCount: slotCount)
+    let events = try EventLoop()
+    let timer = try IntervalTimer(milliseconds: 1000)
+    for (index, listener) in listeners.enumerated() {
+      try events.add(listener, .readable, token: Source.listener.token(index))
+    }
+    try events.add(image.disks.eventDescriptor, [.readable, .edge], token: Source.disk.token())
+    try events.add(image.pool.eventDescriptor, .readable, token: Source.pool.token())
+    try events.add(timer.descriptor, .readable, token: Source.timer.token())
+    try events.add(stopSignals, .readable, token: Source.signal.token())
+
+    description = ExportLoop.describe(plan)
+    connections = FixedPool(capacity: plan.limits.connectionsMax)
+    self.plan = plan
+    self.image = image
+    self.events = events
+    self.timer = timer
+    self.listeners = listeners
+    self.stopSignals = stopSignals
+  }
+
+  private static func describe(_ plan: ExportPlan) -> ExportDescription {
+    ExportDescription(
+      name: plan.name, description: plan.description,
+      traits: ExportTraits(
+        byteCount: plan.diskByteCount, isReadOnly: plan.isReadOnly,
+        minimumBlockByteCount: plan.minimumBlockByteCount,
+        preferredBlockByteCount: max(4096, plan.minimumBlockByteCount),
+        maximumPayloadByteCount: plan.limits.payloadBytesMax,
+        isRotational: false,
+        // All connections share one table cache and one order of flushes, so a flush on one
+        // covers what was answered on all.
+        canMultiConn: plan.limits.connectionsMax > 1,
+        canTrim: true, canWriteZeroes: true, canFastZero: true, canCache: true),
+      contexts: MetaContext.allCases)
+  }
+
+  /// Serves until a signal ends it.
+  public mutating func run() -> Outcome {
+    while true {
+      let timeout: Int32 = image.ready.isEmpty && image.deferred.isEmpty ? -1 : 0
+      let count = events.wait(timeoutMilliseconds: timeout)
+      for index in 0..<count {
+        let (token, what) = events.event(index)
+        if let outcome = dispatch(token, what) { return outcome }
+      }
+      tick()
+      if let outcome = continueStopping() { return outcome }
+    }
+  }
+
+  private mutating func dispatch(_ token: UInt64, _ what: EventLoop.Interest) -> Outcome? {
+    guard let source = Source(rawValue: token >> 32) else {
+      preconditionFailure("an event came from nowhere")
+    }
+    let index = Int(token & 0xffff_ffff)
+    switch source {
+    case .listener: acceptAll(listeners[index])
+    case .connection: connectionEvent(index, what)
+    case .disk: break  // every tick looks for completions
+    case .pool: image.takePoolCompletions()
+    case .timer: secondPassed()
+    case .signal: return signalArrived()
+    }
+    return nil
+  }
+
+  /// Moves everything that can move, until nothing does.
+  mutating func tick() {
+    image.ready.append(contentsOf: &image.deferred, &image.requests.slots)
+    while true {
+      image.runReady()
+      image.startFlushIfWanted()
+      makeReplies()
+      image.disks.submit()
+      if image.takeDiskCompletions() || !image.ready.isEmpty { continue }
+      makeReplies()
+      transmitAll()
+      if !resumeStalled() { return }
+    }
+  }
+
+  // MARK: Replies
+
+  /// Turns finished requests into replies.
+  private mutating func makeReplies() {
+    while let index = image.finished.popFirst(&image.requests.slots) {
+      image.requests.slots[index].stage = .replying
+      let connection = Int(image.requests.slots[index].connection)
+      guard !connections[connection].isBroken else {
+        retire(index)
+        closeIfDone(connection)
+        continue
+      }
+      appendReply(connection, index)
+      wantTransmit(connection)
+    }
+  }
+
+  mutating func wantTransmit(_ connection: Int) {
+    if connections[connection].isInTransmitList { return }
+    connections[connection].isInTransmitList = true
+    transmitList.append(Int32(connection))
+  }
+
+  private mutating func transmitAll() {
+    var index = 0
+    while index < transmitList.count {
+      let connection = Int(transmitList[index])
+      connections[connection].isInTransmitList = false
+      transmit(connection)
+      index += 1
+    }
+    transmitList.removeAll(keepingCapacity: true)
+  }
+
+  // MARK: Time
+
+  private mutating func secondPassed() {
+    timer.take()
+    for index in 0..<connections.capacity {
+      guard connections.isOccupied(index) else { continue }
+      if case .handshake = connections[index].phase {
+        connections[index].handshakeSecondsLeft -= 1
+        if connections[index].handshakeSecondsLeft <= 0 { breakConnection(index) }
+      }
+    }
+    // Tables that nobody flushed are written after a while, so that a crash of this process
+    // loses little even to a client that never flushes.
+    if image.hasDirtyTables, !image.flush.isRunning {
+      dirtySeconds += 1
+      if dirtySeconds >= 2 {
+        image.wantFlush()
+        dirtySeconds = 0
+      }
+    } else {
+      dirtySeconds = 0
+    }
+    stop.secondsLeft -= 1
+  }
+}

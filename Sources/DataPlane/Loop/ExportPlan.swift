@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What an export consists of: an immutable value that Control compiles and the loop obeys.
+// This file performs no I/O.
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+/// One image of the backing chain, opened, locked and with its header checked.
+public struct LayerPlan {
+  public enum Format {
+    /// Guest offset and file offset are the same; reads past the end are zeroes.
+    case raw
+    case qcow2(Header)
+  }
+
+  public let storage: LayerFile
+  public let format: Format
+  /// Bytes of the disk that this layer describes; may differ from the export's size.
+  public let diskByteCount: UInt64
+
+  public init(storage: LayerFile, format: Format, diskByteCount: UInt64) {
+    self.storage = storage
+    self.format = format
+    self.diskByteCount = diskByteCount
+  }
+}
+
+/// Everything that the data plane needs to know about one export. There are no defaults here:
+/// Control decides.
+public struct ExportPlan {
+  /// How reads and writes reach the files.
+  public enum Engine: Sendable {
+    /// Linux AIO, with O_DIRECT where the files allow it.
+    case aio
+    /// One blocking call for each request, through the page cache.
+    case sync
+  }
+
+  public var name: String
+  public var description: String
+  public var isReadOnly: Bool
+  /// The backing chain; index 0 is the active layer.
+  public var layers: [LayerPlan]
+  public var engine: Engine
+  public var limits: RequestLimits
+  /// Smallest request that clients may send, in bytes: 1 or a power of two up to 65,536.
+  public var minimumBlockByteCount: UInt32
+  /// Bytes of tables (L2 and refcount) that may stay in memory.
+  public var metadataCacheByteCount: Int
+
+  public init(
+    name: String, description: String, isReadOnly: Bool, layers: [LayerPlan], engine: Engine,
+    limits: RequestLimits, minimumBlockByteCount: UInt32, metadataCacheByteCount: Int
+  ) {
+    precondition(!layers.isEmpty, "an export has at least one layer")
+    self.name = name
+    self.description = description
+    self.isReadOnly = isReadOnly
+    self.layers = layers
+    self.engine = engine
+    self.limits = limits
+    self.minimumBlockByteCount = minimumBlockByteCount
+    self.metadataCacheByteCount = metadataCacheByteCount
+  }
+
+  /// Bytes of the virtual disk: those of the active layer.
+  public var diskByteCount: UInt64 { layers[0].diskByteCount }
+}

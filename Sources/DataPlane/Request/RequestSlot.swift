@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One request from its header to the last byte of its reply: plain data in a fixed table.
+// Source: proto.md, "Transmission". This file performs no I/O.
+
+import BlockTypes
+import LinuxIO
+import NBDProtocol
+
+/// Where a request stands. `ImageStack.advance` holds the transitions:
+///
+///     receiving ─► READ:   scanning ─► finished
+///                  WRITE:  claiming ─► [readingHeadEdge ─► readingTailEdge] ─► placing
+///                          placing ─► [makingTable …] ─► [allocating ─► fillingHead ─►
+///                                      fillingTail ─► writingClusters ─► committing ─► placing]
+///                          placing ─► awaitingWrites ─► [awaitingFlush] ─► finished
+///                  ZERO:   claiming ─► nextZeroPiece ─► (the WRITE stages | zeroingClusters) ─► …
+///                  TRIM:   claiming ─► zeroingClusters ─► [awaitingFlush] ─► finished
+///                  FLUSH:  awaitingFlush ─► finished
+///                  STATUS: collectingStatus ─► finished
+///     any ─► unwinding ─► finished, once nothing is in flight for it
+enum Stage: UInt8 {
+  case free
+  /// The payload of a WRITE is arriving.
+  case receiving
+  /// Reading through the chain into the scan's buffer; goes on at `afterScan`.
+  case scanning
+  /// Waiting until no unaligned write shares a block with this one.
+  case claiming
+  case readingHeadEdge
+  case readingTailEdge
+  /// Finding the place of each byte of an aligned write.
+  case placing
+  case makingTable
+  case writingTable
+  case allocating
+  case fillingHead
+  case fillingTail
+  case writingClusters
+  case committing
+  case awaitingWrites
+  case nextZeroPiece
+  case zeroingClusters
+  /// A call on the blocking pool does the work (space operations of raw files).
+  case awaitingPool
+  case collectingStatus
+  case awaitingFlush
+  case releasing
+  case unwinding
+  /// The reply can be made.
+  case finished
+  /// The reply is being sent.
+  case replying
+}
+
+/// Reading a guest range through the chain into a buffer.
+struct Scan {
+  var cursor: UInt64 = 0
+  var end: UInt64 = 0
+  /// The first layer to look at: 0 for what the guest sees, 1 for what lies below the active layer.
+  var firstLayer = 0
+  var buffer: IOBuffer = .empty
+  /// The guest offset of the buffer's first byte.
+  var bufferStart: UInt64 = 0
+}
+
+/// A run of zeroes in a READ that a structured reply can leave out.
+struct HoleRun {
+  var offset: UInt64 = 0
+  var byteCount: UInt64 = 0
+}
+
+/// A run of guest clusters that a request is giving a place in the active layer.
+struct ClusterAllocation {
+  /// Guest offset of the run; meaningful while `clusterCount > 0`.
+  var guestStart: UInt64 = 0
+  var clusterCount = 0
+  var host: UInt64 = 0
+  /// The host clusters have never been written, so they read as zeroes.
+  var isFresh = false
+  /// The clusters had a host place already (preallocated zero clusters), which stays theirs.
+  var reusesHost = false
+  var headFill: IOBuffer = .empty
+  var tailFill: IOBuffer = .empty
+  var headIsZero = false
+  var tailIsZero = false
+}
+
+/// A compressed cluster on its way: packed bytes at the start of the buffer, plain ones behind.
+struct PackedCluster {
+  enum Step: UInt8 { case none, reading, inflating }
+  var step: Step = .none
+  var buffer: IOBuffer = .empty
+  /// Where the packed bytes start in the buffer, and where the plain ones do.
+  var packedStart = 0
+  var packedByteCount = 0
+  var plainStart = 0
+  /// The bytes of the cluster that the scan wants.
+  var wantedStart = 0
+  var wantedByteCount = 0
+  var clusterByteCount = 0
+}
+
+/// One request. Trivially copyable; it owns the buffers it names until it is retired.
+struct RequestSlot {
+  static let holesMax = 4  // the size of `holes`
+
+  var stage: Stage = .free
+  var afterScan: Stage = .finished
+  var afterWrite: Stage = .finished
+  var afterTable: Stage = .finished
+  var command: Command = .read
+  var flags: CommandFlags = []
+  var error: BlockErrno = .none
+  /// The connection that waits for the reply; -1 for the image's own work.
+  var connection: Int32 = -1
+  /// Link of the one list that this slot is in.
+  var next: Int32 = -1
+  var isInList = false
+  /// Position in the dense lists of the image, or -1.
+  var claimPosition: Int32 = -1
+  var allocationPosition: Int32 = -1
+  var cookie: UInt64 = 0
+  var offset: UInt64 = 0
+  var length: UInt64 = 0
+  /// Orders requests by their start, for the clusters they may still touch.
+  var sequence: UInt64 = 0
+
+  /// The payload; the guest offset of its first byte is `bufferStart`.
+  var buffer: IOBuffer = .empty
+  var bufferStart: UInt64 = 0
+  /// Bytes that count against the share of the connection.
+  var chargedByteCount = 0
+  /// Bytes of the payload that have arrived.
+  var receivedByteCount: UInt64 = 0
+
+  var scan = Scan()
+  /// Operations in flight, each kind for the stage that waits for it.
+  var readCount: Int32 = 0
+  var writeCount: Int32 = 0
+  var clusterWriteCount: Int32 = 0
+  var tableWriteCount: Int32 = 0
+  var poolCount: Int32 = 0
+  /// What the last call on the pool returned.
+  var poolValue: Int64 = 0
+  var poolWasAsked = false
+
+  /// The range being written, and how far its place is known.
+  var writeStart: UInt64 = 0
+  var writeEnd: UInt64 = 0
+  var placeCursor: UInt64 = 0
+  var placeEnd: UInt64 = 0
+  var edges: IOBuffer = .empty
+  var allocation = ClusterAllocation()
+  /// A WRITE with FUA touched a mapping that is not durable yet.
+  var needsFlush = false
+  /// The claimed range holds blocks that other requests share.
+  var isSerialising = false
+
+  /// Zeroing and trimming: how far it is done, and the whole clusters in it.
+  var zeroCursor: UInt64 = 0
+  var bodyStart: UInt64 = 0
+  var bodyEnd: UInt64 = 0
+  /// The L1 index and host cluster of the table being made.
+  var tableIndex = 0
+  var tableHost: UInt64 = 0
+  var tableCopy: IOBuffer = .empty
+
+  var packed = PackedCluster()
+
+  var holes: [4 of HoleRun] = .init(repeating: HoleRun())
+  var holeCount = 0
+  /// Runs of zeroes may be sent as hole chunks.
+  var wantsHoles = false
+  var statusExtents = StatusExtents()
+
+  var inFlightCount: Int32 {
+    readCount + writeCount + clusterWriteCount + tableWriteCount + poolCount
+  }
+}
+
+/// The extents of a BLOCK_STATUS answer, stored in wire order in the slot's buffer: those of
+/// `base:allocation` in the first half, those of `qemu:allocation-depth` in the second.
+struct StatusExtents {
+  static let bufferByteCount = 64 << 10
+  static let extentsMax = bufferByteCount / 2 / 8
+  var allocationCount = 0
+  var depthCount = 0
+  var lastAllocation = Extent(byteCount: 0, status: 0)
+  var lastDepth = Extent(byteCount: 0, status: 0)
+  /// What the raw layer under the cursor says, as the blocking pool found it.
+  var rawWasAsked = false
+  var rawLayer = -1
+  var rawIsData = false
+  var rawEnd: UInt64 = 0
+}

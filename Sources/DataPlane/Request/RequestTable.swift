@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The fixed table of all requests of an export. This file performs no I/O.
+
+import LinuxIO
+
+/// Slots for requests. Memory of slots that were never used is never touched.
+struct RequestTable: ~Copyable {
+  var slots: FixedArray<RequestSlot>
+  private var free = SlotList()
+  /// Slots from here on were never used.
+  private var firstUnused = 0
+  private(set) var usedCount = 0
+  private var sequence: UInt64 = 0
+
+  init(slotCount: Int) {
+    // Zero bytes are a free slot: `Stage.free` is 0, and `acquire` initialises all the rest.
+    precondition(Stage.free.rawValue == 0, "a slot of zero bytes would not be free")
+    slots = FixedArray(zeroedCount: slotCount)
+  }
+
+  /// Takes a fresh slot, or nil when all are in use: the caller stops reading its socket.
+  mutating func acquire() -> Int? {
+    let index: Int
+    if let recycled = free.popFirst(&slots) {
+      index = recycled
+    } else {
+      guard firstUnused < slots.count else { return nil }
+      index = firstUnused
+      firstUnused += 1
+    }
+    precondition(slots[index].stage == .free, "a slot on the free list is in use")
+    sequence += 1
+    slots[index] = RequestSlot()
+    slots[index].sequence = sequence
+    usedCount += 1
+    return index
+  }
+
+  /// Gives a slot back; its buffers have been released.
+  mutating func retire(_ index: Int) {
+    precondition(slots[index].stage != .free, "a slot was retired twice")
+    precondition(slots[index].inFlightCount == 0, "a slot with operations in flight was retired")
+    slots[index].stage = .free
+    usedCount -= 1
+    free.prepend(index, &slots)
+  }
+
+  /// The sequence number that the next request will exceed: what was freed now must outlive all
+  /// requests up to it.
+  var currentSequence: UInt64 { sequence }
+
+  /// The smallest sequence number of the requests in use, or nil when there are none.
+  func oldestSequence(besides excluded: Int) -> UInt64? {
+    var oldest: UInt64?
+    for index in 0..<firstUnused where index != excluded && slots[index].stage != .free {
+      oldest = min(oldest ?? .max, slots[index].sequence)
+    }
+    return oldest
+  }
+}

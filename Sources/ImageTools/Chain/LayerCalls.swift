@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The calls that verbs make on a layer's file, with errors that name the file.
+
+import LinuxIO
+
+extension LayerFile {
+  func identity() throws(ImageFault) -> ImageFile.Identity {
+    do throws(SystemError) { return try file.identity() } catch { throw ImageFault(path, error) }
+  }
+
+  func byteCount() throws(ImageFault) -> UInt64 {
+    do throws(SystemError) { return try file.byteCount() } catch { throw ImageFault(path, error) }
+  }
+
+  func allocatedByteCount() throws(ImageFault) -> UInt64 {
+    do throws(SystemError) {
+      return try file.allocatedByteCount()
+    } catch { throw ImageFault(path, error) }
+  }
+
+  /// Whether the file can be truncated: a block device cannot.
+  func isRegularFile() throws(ImageFault) -> Bool {
+    do throws(SystemError) {
+      return try file.medium() == .regularFile
+    } catch { throw ImageFault(path, error) }
+  }
+
+  /// Reads `byteCount` bytes at `offset`; fewer only where the file ends.
+  func read(at offset: UInt64, byteCount: Int) throws(ImageFault) -> [UInt8] {
+    do throws(SystemError) {
+      return try file.read(at: offset, byteCount: byteCount)
+    } catch { throw ImageFault(path, error) }
+  }
+
+  func write(_ bytes: [UInt8], at offset: UInt64) throws(ImageFault) {
+    do throws(SystemError) {
+      try file.write(bytes, at: offset)
+    } catch { throw ImageFault(path, error) }
+  }
+
+  func truncate(to byteCount: UInt64) throws(ImageFault) {
+    do throws(SystemError) {
+      try file.truncate(to: byteCount)
+    } catch { throw ImageFault(path, error) }
+  }
+
+  func synchronize() throws(ImageFault) {
+    do throws(SystemError) { try file.synchronize() } catch { throw ImageFault(path, error) }
+  }
+
+  func nextData(from offset: UInt64) throws(ImageFault) -> UInt64? {
+    do throws(SystemError) {
+      return try file.nextData(from: offset)
+    } catch { throw ImageFault(path, error) }
+  }
+
+  func nextHole(from offset: UInt64) throws(ImageFault) -> UInt64? {
+    do throws(SystemError) {
+      return try file.nextHole(from: offset)
+    } catch { throw ImageFault(path, error) }
+  }
+}

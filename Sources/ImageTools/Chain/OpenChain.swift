@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Opens an image and everything below it. Formats are said by the user or recorded in the overlay,
+// backing names are names of files, and loops end. Opens and locks files, and rebuilds the
+// reference counts of a dirty image that is opened for writing.
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+/// Opens backing chains.
+public enum OpenChain {
+  /// Layers that a chain has at most.
+  public static let depthMax = 1000
+
+  /// How an image's format is found where nobody says it.
+  public enum Detection: Sendable {
+    /// The format must be given or recorded.
+    case none
+    /// A qcow2 magic is believed for the top image; anything else must be said. For serving.
+    case topQcow2
+    /// For the top image a magic decides between qcow2 and raw. Only for reading.
+    case top
+    /// As `top`, also for backing files without a recorded format. Only for `info`.
+    case all
+  }
+
+  public struct Options: Sendable {
+    public var detection: Detection
+    /// Off only for a look at an image that somebody else uses.
+    public var takesLocks: Bool
+    /// Off for verbs that look at one image alone.
+    public var followsBackingFiles: Bool
+    /// Off for verbs that only describe an image: features that we lack are no error then.
+    public var requiresSupport: Bool
+    /// Off for `check`, which looks at a dirty image as it is.
+    public var rebuildsDirty: Bool
+
+    public init(
+      detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
+      requiresSupport: Bool = true, rebuildsDirty: Bool = true
+    ) {
+      self.detection = detection
+      self.takesLocks = takesLocks
+      self.followsBackingFiles = followsBackingFiles
+      self.requiresSupport = requiresSupport
+      self.rebuildsDirty = rebuildsDirty
+    }
+  }
+
+  /// Opens the image at `path` and its backing files, top first.
+  ///
+  /// The backing files are opened read-only. A dirty image that is opened for writing has its
+  /// reference counts rebuilt, so its header comes back clean.
+  ///
+  /// - Parameters:
+  ///   - format: what the user says; nil leaves it to `options.detection`.
+  ///   - access: for the top image.
+  public static func open(
+    path: String, format: ImageFormat?, access: ImageFile.Access, options: Options = Options()
+  ) throws(ImageFault) -> [OpenedLayer] {
+    var layers: [OpenedLayer] = []
+    var identities: Set<ImageFile.Identity> = []
+    var next: LayerSource? = LayerSource(path: path, format: format, overlay: nil)
+    while let source = next {
+      guard layers.count < depthMax else {
+        throw ImageFault(
+          path, "the backing chain has more than \(depthMax) layers",
+          wayOut: "merge some of them (qemu-img commit or rebase)", kind: .refused)
+      }
+      let storage = try source.open(access: layers.isEmpty ? access : .readOnly)
+      let identity = try storage.identity()
+      guard identities.insert(identity).inserted else {
+        throw ImageFault(
+          source.overlay ?? path, "the backing chain loops: it comes back to \(source.path)",
+          wayOut: "point the overlay to its real base (qemu-img rebase -u)", kind: .corrupt)
+      }
+      let layer = try describe(
+        storage, source, access: layers.isEmpty ? access : .readOnly, options: options)
+      layers.append(layer)
+      next = options.followsBackingFiles ? try LayerSource(below: layer, options: options) : nil
+    }
+    return layers
+  }
+
+  private static func describe(
+    _ storage: LayerFile, _ source: LayerSource, access: ImageFile.Access, options: Options
+  ) throws(ImageFault) -> OpenedLayer {
+    if options.takesLocks {
+      do throws(ImageError) {
+        switch access {
+        case .readOnly: try storage.file.lockForReading()
+        case .readWrite: try storage.file.lockForWriting()
+        }
+      } catch {
+        throw ImageFault(storage.path, error)
+      }
+    }
+    let format: ImageFormat
+    if let known = source.format {
+      format = known
+    } else {
+      format = try detectFormat(of: storage, source, options.detection)
+    }
+    switch format {
+    case .raw:
+      return try OpenedLayer(raw: storage)
+    case .qcow2:
+      var header = try OpenedLayer.readHeader(of: storage)
+      if options.requiresSupport {
+        do throws(ImageError) {
+          try header.requireSupported(forWriting: access == .readWrite)
+        } catch {
+          throw ImageFault(storage.path, error)
+        }
+      }
+      if access == .readWrite && header.isDirty && options.rebuildsDirty {
+        header = try RebuildRefcounts.run(on: storage, header: header)
+      }
+      if access == .readWrite && !header.autoclearFeatures.isEmpty {
+        // qcow2.rst, "autoclear_features": we keep up none of what these bits promise, so they go
+        // before the first write. Valid bitmaps were refused above.
+        header.autoclearFeatures = []
+        try storage.writeMutableFields(of: header)
+        try storage.synchronize()
+      }
+      return OpenedLayer(qcow2: storage, header: header)
+    }
+  }
+
+  private static func detectFormat(
+    of storage: LayerFile, _ source: LayerSource, _ detection: Detection
+  ) throws(ImageFault) -> ImageFormat {
+    let isTop = source.overlay == nil
+    let isQcow2 = try OpenedLayer.hasQcow2Magic(storage)
+    switch detection {
+    case .all: return isQcow2 ? .qcow2 : .raw
+    case .top where isTop: return isQcow2 ? .qcow2 : .raw
+    case .topQcow2 where isTop && isQcow2: return .qcow2
+    case .none, .top, .topQcow2:
+      throw ImageFault(
+        storage.path, "the image's format is not said and is not guessed",
+        wayOut: "say it (-f raw or -f qcow2)", kind: .refused)
+    }
+  }
+}

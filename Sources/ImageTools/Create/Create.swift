@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Makes a new image: raw, or an empty qcow2 with or without a backing file. Writes the tables
+// first and the header last, so that a crash leaves no half image that looks like a whole one.
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+/// Creates images.
+public enum Create {
+  /// Creates the image at `path` and returns the line that says what was made.
+  ///
+  /// Nothing is touched before everything that can be checked has been checked. A file that was
+  /// there is overwritten, after its lock was taken; a new file is removed when its creation fails.
+  public static func run(
+    path: String, format: ImageFormat, options: CreateOptions
+  ) throws(ImageFault) -> String {
+    var options = options
+    try options.requireConsistent(path: path)
+    // The layers below stay open, and with it locked, until the image is there.
+    let base = try openBackingFile(of: path, format: format, options: options)
+    let requested = options.diskByteCount
+    options.diskByteCount = try diskByteCount(path, options: options, base: base)
+    let content = try NewImage(path: path, format: format, options: options)
+    try withTarget(path, base: base) { (storage, isNew) throws(ImageFault) in
+      try content.write(to: storage, isNew: isNew)
+    }
+    return content.summary(requestedByteCount: requested)
+  }
+
+  private static func openBackingFile(
+    of path: String, format: ImageFormat, options: CreateOptions
+  ) throws(ImageFault) -> [OpenedLayer] {
+    guard let backingFile = options.backingFile else { return [] }
+    guard format == .qcow2 else {
+      throw ImageFault(
+        path, "a raw image has no backing file", wayOut: "use -f qcow2", kind: .refused)
+    }
+    let name = BackingName(backingFile)
+    if let scheme = name.scheme {
+      throw ImageFault(
+        path, "the backing file '\(backingFile)' names the protocol '\(scheme)', but only files are "
+          + "supported", wayOut: "write ./\(backingFile) if it is a file", kind: .unsupported)
+    }
+    guard options.opensBackingFile else { return [] }
+    return try OpenChain.open(
+      path: name.path(relativeTo: path), format: options.backingFormat, access: .readOnly,
+      options: OpenChain.Options(detection: .none))
+  }
+
+  private static func diskByteCount(
+    _ path: String, options: CreateOptions, base: [OpenedLayer]
+  ) throws(ImageFault) -> UInt64 {
+    guard let byteCount = options.diskByteCount ?? base.first?.diskByteCount else {
+      throw ImageFault(
+        path, "the size of the image is not said", wayOut: "add it (for example 10G)",
+        kind: .refused)
+    }
+    guard byteCount <= UInt64(Int64.max) - 511 else {
+      throw ImageFault(path, "a disk of \(byteCount) bytes is too large", kind: .refused)
+    }
+    return byteCount.alignedUp(to: 512)
+  }
+
+  /// Opens or creates the file, locks it, and removes a new one again when `body` fails.
+  private static func withTarget(
+    _ path: String, base: [OpenedLayer],
+    _ body: (LayerFile, _ isNew: Bool) throws(ImageFault) -> Void
+  ) throws(ImageFault) {
+    let (storage, isNew) = try openTarget(path)
+    let identity = try storage.identity()
+    for layer in base where try layer.storage.identity() == identity {
+      throw ImageFault(
+        path, "an image cannot be its own backing file", wayOut: "choose another name",
+        kind: .refused)
+    }
+    do throws(ImageError) {
+      try storage.file.lockForWriting()
+    } catch {
+      throw ImageFault(path, error)
+    }
+    do throws(ImageFault) {
+      try body(storage, isNew)
+    } catch {
+      if isNew {
+        do throws(SystemError) {
+          try FolderEntry.remove(path)
+        } catch let removal {
+          throw ImageFault(
+            path, "\(error.cause), and the unfinished file stays (\(removal))",
+            wayOut: "remove it", kind: error.kind)
+        }
+      }
+      throw error
+    }
+  }
+
+  private static func openTarget(
+    _ path: String
+  ) throws(ImageFault) -> (storage: LayerFile, isNew: Bool) {
+    do throws(SystemError) {
+      return (LayerFile(try ImageFile(creating: path), path: path), true)
+    } catch {
+      guard error.isAlreadyThere else { throw ImageFault(path, error) }
+    }
+    do throws(SystemError) {
+      return (LayerFile(try ImageFile(opening: path, access: .readWrite), path: path), false)
+    } catch {
+      throw ImageFault(path, error)
+    }
+  }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The content of an image that is about to be created, and how it gets into the file.
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+/// A new image, computed and checked before the file is touched.
+struct NewImage {
+  let path: String
+  let format: ImageFormat
+  let options: CreateOptions
+  let diskByteCount: UInt64
+  /// nil for a raw image.
+  private let qcow2: (header: [UInt8], layout: NewImageLayout)?
+
+  init(path: String, format: ImageFormat, options: CreateOptions) throws(ImageFault) {
+    self.path = path
+    self.format = format
+    self.options = options
+    self.diskByteCount = options.diskByteCount ?? 0
+    guard format == .qcow2 else {
+      self.qcow2 = nil
+      return
+    }
+    do throws(ImageError) {
+      let geometry = ClusterGeometry(
+        clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+      let layout = try NewImageLayout(geometry: geometry, diskByteCount: diskByteCount)
+      var header = Header(
+        version: options.version, geometry: geometry, diskByteCount: diskByteCount)
+      header.backingFile = options.backingFile
+      header.backingFormat = options.backingFormat?.rawValue
+      if options.usesLazyRefcounts { header.compatibleFeatures.insert(.lazyRefcounts) }
+      layout.apply(to: &header)
+      self.qcow2 = (try header.encode(), layout)
+    } catch {
+      throw ImageFault(path, error)
+    }
+  }
+
+  /// Writes the image and makes it and its name durable.
+  func write(to storage: LayerFile, isNew: Bool) throws(ImageFault) {
+    let isRegular = try storage.isRegularFile()
+    if isRegular { try storage.truncate(to: 0) }
+    if let qcow2 {
+      try writeTables(qcow2.layout, to: storage, isRegular: isRegular)
+      try storage.synchronize()
+      try storage.write(qcow2.header, at: 0)
+    } else if isRegular {
+      try storage.truncate(to: diskByteCount)
+    } else {
+      let available = try storage.byteCount()
+      guard diskByteCount <= available else {
+        throw ImageFault(
+          path, "the device has only \(available) bytes", wayOut: "ask for a smaller image",
+          kind: .refused)
+      }
+    }
+    try storage.synchronize()
+    guard isNew else { return }
+    do throws(SystemError) {
+      try FolderEntry.synchronizeFolder(of: path)
+    } catch {
+      throw ImageFault(path, error)
+    }
+  }
+
+  private func writeTables(
+    _ layout: NewImageLayout, to storage: LayerFile, isRegular: Bool
+  ) throws(ImageFault) {
+    let l1Start = layout.l1TableOffset.byteOffset
+    let end = l1Start + UInt64(layout.l1EntryCount) * 8
+    if isRegular {
+      // Reads as zeroes: the empty L1 table, and a header that is none yet.
+      try storage.truncate(to: end)
+    } else {
+      let clusterByteCount = layout.geometry.clusterByteCount
+      try writeZeroes(to: storage, from: 0, until: clusterByteCount)
+      try writeZeroes(to: storage, from: l1Start, until: end.alignedUp(to: clusterByteCount))
+    }
+    try storage.write(layout.refcountTableBytes(), at: layout.refcountTableOffset.byteOffset)
+    try storage.write(layout.refcountBlockBytes(), at: layout.refcountBlocksOffset.byteOffset)
+  }
+
+  private func writeZeroes(
+    to storage: LayerFile, from start: UInt64, until end: UInt64
+  ) throws(ImageFault) {
+    var offset = start
+    while offset < end {
+      let byteCount = min(1 << 20, end - offset)
+      try storage.write([UInt8](repeating: 0, count: Int(byteCount)), at: offset)
+      offset += byteCount
+    }
+  }
+
+  /// The line that qemu-img prints for the same image.
+  func summary(requestedByteCount: UInt64?) -> String {
+    let size = requestedByteCount ?? diskByteCount
+    guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
+    var line = "Formatting '\(path)', fmt=qcow2 cluster_size=\(1 << options.clusterBits) "
+    line += "extended_l2=off compression_type=zlib size=\(size)"
+    if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
+    if let backingFormat = options.backingFormat { line += " backing_fmt=\(backingFormat.rawValue)" }
+    if options.version == 2 { line += " compat=0.10" }
+    line += " lazy_refcounts=\(options.usesLazyRefcounts ? "on" : "off")"
+    return line + " refcount_bits=\(1 << options.refcountOrder)"
+  }
+}

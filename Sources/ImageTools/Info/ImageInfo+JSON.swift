@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// `info` for programs, with the keys of qemu-img. This file performs no I/O.
+
+import BlockTypes
+import Qcow2
+
+extension ImageInfo {
+  /// One image's object.
+  public var jsonText: String {
+    var json = JSONWriter()
+    write(to: &json)
+    return json.finish()
+  }
+
+  /// The array for a whole chain.
+  public static func jsonText(of chain: [ImageInfo]) -> String {
+    var json = JSONWriter()
+    json.beginArray()
+    for info in chain { info.write(to: &json) }
+    json.end()
+    return json.finish()
+  }
+
+  private func write(to json: inout JSONWriter) {
+    json.beginObject()
+    if let format = header?.backingFormat, header?.backingFile != nil {
+      json.field("backing-filename-format", format)
+    }
+    writeSnapshots(to: &json)
+    json.field("virtual-size", diskByteCount)
+    json.field("filename", path)
+    if let header { json.field("cluster-size", header.geometry.clusterByteCount) }
+    json.field("format", format.rawValue)
+    json.field("actual-size", allocatedByteCount)
+    if let header {
+      json.beginObject("format-specific")
+      json.field("type", "qcow2")
+      json.beginObject("data")
+      writeSpecific(header, to: &json)
+      json.end()
+      json.end()
+      if header.encryptionMethod != 0 { json.field("encrypted", true) }
+    }
+    if let backingFile = header?.backingFile, let backingPath {
+      json.field("full-backing-filename", backingPath)
+      json.field("backing-filename", backingFile)
+    }
+    json.field("dirty-flag", header?.isDirty ?? false)
+    json.end()
+  }
+
+  private func writeSpecific(_ header: Header, to json: inout JSONWriter) {
+    json.field("compat", header.version == 2 ? "0.10" : "1.1")
+    json.field("compression-type", header.compressionName)
+    if header.version == 2 {
+      json.field("refcount-bits", 1 << header.geometry.refcountOrder)
+      return
+    }
+    json.field("lazy-refcounts", header.usesLazyRefcounts)
+    if !bitmaps.isEmpty {
+      json.beginArray("bitmaps")
+      for bitmap in bitmaps {
+        json.beginObject()
+        json.beginArray("flags")
+        for name in bitmap.flagNames { json.field(nil, name) }
+        json.end()
+        json.field("name", bitmap.name)
+        json.field("granularity", bitmap.granularityByteCount)
+        json.end()
+      }
+      json.end()
+    }
+    json.field("refcount-bits", 1 << header.geometry.refcountOrder)
+    if header.encryptionMethod != 0 {
+      json.beginObject("encrypt")
+      json.field("format", header.encryptionName)
+      json.end()
+    }
+    if let dataFile = header.externalDataFile {
+      json.field("data-file", dataFile)
+      json.field("data-file-raw", header.autoclearFeatures.contains(.rawExternalData))
+    }
+    json.field("corrupt", header.isMarkedCorrupt)
+    json.field("extended-l2", header.incompatibleFeatures.contains(.extendedL2))
+  }
+
+  private func writeSnapshots(to json: inout JSONWriter) {
+    if snapshots.isEmpty { return }
+    json.beginArray("snapshots")
+    for snapshot in snapshots {
+      json.beginObject()
+      if let count = snapshot.instructionCount { json.field("icount", count) }
+      json.field("vm-clock-nsec", snapshot.machineClockNanoseconds % 1_000_000_000)
+      json.field("name", snapshot.name)
+      json.field("date-sec", snapshot.dateSeconds)
+      json.field("date-nsec", snapshot.dateNanoseconds)
+      json.field("vm-clock-sec", snapshot.machineClockNanoseconds / 1_000_000_000)
+      json.field("id", snapshot.id)
+      json.field("vm-state-size", snapshot.machineStateByteCount)
+      json.end()
+    }
+    json.end()
+  }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// `info` for people, in the words and the order of qemu-img. This file performs no I/O.
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+extension ImageInfo {
+  /// One image's lines, each ended by a line feed.
+  public var humanText: String {
+    var lines = [
+      "image: \(path)", "file format: \(format.rawValue)",
+      "virtual size: \(ByteCountText.describe(diskByteCount)) (\(diskByteCount) bytes)",
+      "disk size: \(ByteCountText.describe(allocatedByteCount))",
+    ]
+    if let header { lines += qcow2Lines(of: header) }
+    return lines.map { $0 + "\n" }.joined()
+  }
+
+  private func qcow2Lines(of header: Header) -> [String] {
+    var lines: [String] = []
+    if header.encryptionMethod != 0 { lines.append("encrypted: yes") }
+    lines.append("cluster_size: \(header.geometry.clusterByteCount)")
+    if header.isDirty { lines.append("cleanly shut down: no") }
+    if let backingFile = header.backingFile, let backingPath {
+      let actual = backingPath == backingFile ? "" : " (actual path: \(backingPath))"
+      lines.append("backing file: \(backingFile)\(actual)")
+      if let format = header.backingFormat { lines.append("backing file format: \(format)") }
+    }
+    lines += snapshotLines
+    lines.append("Format specific information:")
+    lines += specificLines(of: header).map { "    " + $0 }
+    if let refusal { lines.append("not usable here: \(refusal)") }
+    return lines
+  }
+
+  private func specificLines(of header: Header) -> [String] {
+    let compression = "compression type: \(header.compressionName)"
+    let width = "refcount bits: \(1 << header.geometry.refcountOrder)"
+    if header.version == 2 { return ["compat: 0.10", compression, width] }
+    var lines = ["compat: 1.1", compression, "lazy refcounts: \(header.usesLazyRefcounts)"]
+    if !bitmaps.isEmpty { lines.append("bitmaps:") }
+    for (index, bitmap) in bitmaps.enumerated() {
+      lines += ["    [\(index)]:", "        flags:"]
+      lines += bitmap.flagNames.enumerated().map { "            [\($0.offset)]: \($0.element)" }
+      lines.append("        name: \(bitmap.name)")
+      lines.append("        granularity: \(bitmap.granularityByteCount)")
+    }
+    lines.append(width)
+    if header.encryptionMethod != 0 {
+      lines += ["encrypt:", "    format: \(header.encryptionName)"]
+    }
+    if let dataFile = header.externalDataFile {
+      lines.append("data file: \(dataFile)")
+      lines.append("data file raw: \(header.autoclearFeatures.contains(.rawExternalData))")
+    }
+    lines.append("corrupt: \(header.isMarkedCorrupt)")
+    lines.append("extended l2: \(header.incompatibleFeatures.contains(.extendedL2))")
+    return lines
+  }
+
+  private var snapshotLines: [String] {
+    if snapshots.isEmpty { return [] }
+    let title =
+      Self.left("ID", 10) + Self.left("TAG", 17) + Self.right("VM SIZE", 8)
+      + Self.right("DATE", 20) + Self.right("VM CLOCK", 13) + Self.right("ICOUNT", 11)
+    return ["Snapshot list:", title]
+      + snapshots.map { snapshot in
+        Self.left(snapshot.id, 9) + " " + Self.left(snapshot.name, 16) + " "
+          + Self.right(ByteCountText.describe(snapshot.machineStateByteCount), 8)
+          + Self.right(
+            LocalTime.describe(secondsSince1970: Int64(snapshot.dateSeconds)), 20)
+          + Self.right(Self.clock(snapshot.machineClockNanoseconds), 13)
+          + Self.right(snapshot.instructionCount.map { "\($0)" } ?? "", 11)
+      }
+  }
+
+  /// "00:00:00.000".
+  private static func clock(_ nanoseconds: UInt64) -> String {
+    let milliseconds = nanoseconds / 1_000_000
+    let seconds = milliseconds / 1000
+    let parts = [seconds / 3600, seconds / 60 % 60, seconds % 60].map { zeroes($0, 2) }
+    return parts.joined(separator: ":") + "." + zeroes(milliseconds % 1000, 3)
+  }
+
+  private static func zeroes(_ number: UInt64, _ width: Int) -> String {
+    let digits = "\(number)"
+    return String(repeating: "0", count: max(0, width - digits.count)) + digits
+  }
+
+  private static func left(_ text: String, _ width: Int) -> String {
+    text + String(repeating: " ", count: max(0, width - text.count))
+  }
+
+  private static func right(_ text: String, _ width: Int) -> String {
+    String(repeating: " ", count: max(0, width - text.count)) + text
+  }
+}
+
+extension Header {
+  var compressionName: String {
+    switch compressionType {
+    case 0: "zlib"
+    case 1: "zstd"
+    default: "type \(compressionType)"
+    }
+  }
+
+  var encryptionName: String { encryptionMethod == 2 ? "luks" : "aes" }
+}
+
+extension BitmapEntry {
+  var flagNames: [String] {
+    (flags & Self.inUseFlag != 0 ? ["in-use"] : []) + (flags & Self.autoFlag != 0 ? ["auto"] : [])
+  }
+
+  /// Bytes of the disk for each bit; 0 where the image claims more than fits.
+  var granularityByteCount: UInt64 { granularityBits < 64 ? 1 << UInt64(granularityBits) : 0 }
+}

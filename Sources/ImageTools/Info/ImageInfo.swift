@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What `info` tells about one image. Reads the header, the snapshot table and the bitmap directory.
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+/// The facts about one image.
+public struct ImageInfo: Sendable {
+  public let path: String
+  public let format: ImageFormat
+  public let diskByteCount: UInt64
+  /// Bytes that the file occupies.
+  public let allocatedByteCount: UInt64
+  /// nil for a raw image.
+  public let header: Header?
+  public let snapshots: [SnapshotEntry]
+  public let bitmaps: [BitmapEntry]
+
+  /// Looks at the image at `path` and, if asked, at everything below it.
+  public static func list(
+    path: String, format: ImageFormat?, includesBackingChain: Bool, takesLocks: Bool
+  ) throws(ImageFault) -> [ImageInfo] {
+    let layers = try OpenChain.open(
+      path: path, format: format, access: .readOnly,
+      options: OpenChain.Options(
+        detection: .all, takesLocks: takesLocks, followsBackingFiles: includesBackingChain,
+        requiresSupport: false))
+    var list: [ImageInfo] = []
+    for layer in layers { list.append(try ImageInfo(layer)) }
+    return list
+  }
+
+  init(_ layer: OpenedLayer) throws(ImageFault) {
+    let storage = layer.storage
+    self.path = layer.path
+    self.format = layer.format
+    self.diskByteCount = layer.diskByteCount
+    self.allocatedByteCount = try storage.allocatedByteCount()
+    self.header = layer.header
+    guard let header = layer.header else {
+      self.snapshots = []
+      self.bitmaps = []
+      return
+    }
+    let reader = try MetadataReader(storage)
+    self.snapshots =
+      header.snapshotCount == 0
+      ? []
+      : try SnapshotTable(
+        of: header, fault: { ImageFault(storage.path, $0) },
+        read: { (offset, byteCount) throws(ImageFault) in try reader.read(offset, byteCount) }
+      ).entries
+    self.bitmaps = header.hasPersistentBitmaps ? try Self.bitmaps(header, reader) : []
+  }
+
+  private static func bitmaps(
+    _ header: Header, _ reader: MetadataReader
+  ) throws(ImageFault) -> [BitmapEntry] {
+    let location: BitmapsExtension?
+    do throws(ImageError) {
+      location = try header.bitmaps()
+    } catch {
+      throw ImageFault(reader.storage.path, error)
+    }
+    guard let location else { return [] }
+    let directory = try reader.read(
+      location.directoryOffset.byteOffset, Int(location.directoryByteCount))
+    do throws(ImageError) {
+      return try BitmapEntry.list(decoding: directory, count: location.bitmapCount)
+    } catch {
+      throw ImageFault(reader.storage.path, error)
+    }
+  }
+
+  /// The backing file's path as it will be opened; the bare name where it is not a plain name.
+  public var backingPath: String? {
+    guard let recorded = header?.backingFile else { return nil }
+    let name = BackingName(recorded)
+    return name.scheme == nil ? name.path(relativeTo: path) : recorded
+  }
+
+  /// Why this program cannot read the image, nil when it can.
+  public var refusal: String? {
+    do throws(ImageError) {
+      try header?.requireSupported(forWriting: false)
+      return nil
+    } catch {
+      return error.reason
+    }
+  }
+}

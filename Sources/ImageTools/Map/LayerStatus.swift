@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where one layer keeps a piece of the disk. Reads L1 and L2 tables in slices of 4 KiB, so that a
+// chain of a thousand layers takes a few MiB; asks raw files for their holes.
+// Spec: qcow2.rst, "Cluster mapping"; lseek(2), SEEK_HOLE.
+
+import BlockTypes
+import LinuxIO
+import Qcow2
+
+/// What a layer says about a run of the disk that starts where it was asked.
+struct LayerRun {
+  var byteCount: UInt64
+  var isPresent: Bool
+  var isZero: Bool
+  var isData: Bool
+  var hostOffset: UInt64?
+
+  static func absent(_ byteCount: UInt64) -> LayerRun {
+    LayerRun(byteCount: byteCount, isPresent: false, isZero: false, isData: false)
+  }
+}
+
+/// The map of one layer, with the table slices that were read last.
+struct LayerMap {
+  let layer: OpenedLayer
+  private let reader: MetadataReader
+  private var l1Slice = TableSlice()
+  private var l2Slice = TableSlice()
+  /// Whether data clusters may lie in holes of the file: a disk with preallocated metadata.
+  private let mayHaveHoles: Bool
+
+  init(_ layer: OpenedLayer) throws(ImageFault) {
+    self.layer = layer
+    self.reader = try MetadataReader(layer.storage)
+    if let header = layer.header {
+      self.mayHaveHoles = try PreallocationProbe(header: header, reader: reader).run()
+    } else {
+      self.mayHaveHoles = false
+    }
+  }
+
+  /// The status at `offset`, which lies on this layer's disk, for at most `byteCountMax` bytes.
+  mutating func run(at offset: UInt64, byteCountMax: UInt64) throws(ImageFault) -> LayerRun {
+    let limit = min(byteCountMax, layer.diskByteCount - offset)
+    guard let header = layer.header else { return try rawRun(at: offset, limit) }
+    let run = try qcow2Run(at: offset, limit, header)
+    guard mayHaveHoles, run.isData, !run.isZero, let host = run.hostOffset else { return run }
+    return try splitAtHole(run, host: host)
+  }
+
+  private func rawRun(at offset: UInt64, _ limit: UInt64) throws(ImageFault) -> LayerRun {
+    let (isData, byteCount) = try fileStatus(at: offset, limit)
+    return LayerRun(
+      byteCount: byteCount, isPresent: true, isZero: !isData, isData: isData, hostOffset: offset)
+  }
+
+  private func splitAtHole(_ run: LayerRun, host: UInt64) throws(ImageFault) -> LayerRun {
+    let (isData, byteCount) = try fileStatus(at: host, run.byteCount)
+    var part = run
+    part.byteCount = byteCount
+    part.isZero = !isData
+    return part
+  }
+
+  /// Whether the file has data at `offset`, and for how long that holds.
+  private func fileStatus(
+    at offset: UInt64, _ limit: UInt64
+  ) throws(ImageFault) -> (isData: Bool, byteCount: UInt64) {
+    guard reader.hasHoles else { return (true, limit) }
+    guard offset < reader.fileByteCount else { return (false, limit) }
+    guard let data = try layer.storage.nextData(from: offset) else { return (false, limit) }
+    if data > offset { return (false, min(limit, data - offset)) }
+    let hole = try layer.storage.nextHole(from: offset) ?? reader.fileByteCount
+    return (true, min(limit, hole - offset))
+  }
+
+  private mutating func qcow2Run(
+    at offset: UInt64, _ limit: UInt64, _ header: Header
+  ) throws(ImageFault) -> LayerRun {
+    let geometry = header.geometry
+    let guest = GuestOffset(byteOffset: offset)
+    let l1Index = geometry.l1Index(of: guest)
+    let l1 = L1Entry(
+      rawValue: try l1Slice.word(
+        l1Index, ofTableAt: header.l1TableOffset.byteOffset, entryCount: header.l1EntryCount, reader))
+    guard l1.isValid(in: geometry) else {
+      throw ImageFault(layer.path, "L1 entry \(l1Index) is damaged", kind: .corrupt)
+    }
+    let tableEnd = (UInt64(l1Index) + 1) * geometry.l2CoverageByteCount - offset
+    if l1.isEmpty { return .absent(min(limit, tableEnd)) }
+    return try l2Run(at: guest, min(limit, tableEnd), l1.tableOffset.byteOffset, header)
+  }
+
+  /// A run of clusters of one kind, contiguous where they have a place, within one table slice.
+  private mutating func l2Run(
+    at guest: GuestOffset, _ limit: UInt64, _ table: UInt64, _ header: Header
+  ) throws(ImageFault) -> LayerRun {
+    let geometry = header.geometry
+    let clusterByteCount = geometry.clusterByteCount
+    var index = geometry.l2Index(of: guest)
+    let inCluster = guest.byteOffset % clusterByteCount
+    var run = try clusterRun(index, table, header)
+    run.hostOffset = run.hostOffset.map { $0 + inCluster }
+    run.byteCount = clusterByteCount - inCluster
+    while run.byteCount < limit && index + 1 < geometry.l2EntryCount {
+      index += 1
+      let next = try clusterRun(index, table, header)
+      let isSame =
+        next.isPresent == run.isPresent && next.isZero == run.isZero && next.isData == run.isData
+        && next.hostOffset == run.hostOffset.map { $0 + run.byteCount }
+      if !isSame { break }
+      run.byteCount += clusterByteCount
+    }
+    run.byteCount = min(run.byteCount, limit)
+    return run
+  }
+
+  private mutating func clusterRun(
+    _ index: Int, _ table: UInt64, _ header: Header
+  ) throws(ImageFault) -> LayerRun {
+    let geometry = header.geometry
+    let entry = L2Entry(
+      rawValue: try l2Slice.word(
+        index, ofTableAt: table, entryCount: geometry.l2EntryCount, reader))
+    var run = LayerRun.absent(geometry.clusterByteCount)
+    switch entry.kind(in: geometry, version: header.version) {
+    case .unallocated: return run
+    case .zeroPlain: run.isZero = true
+    case .zeroAllocated:
+      run.isZero = true
+      run.hostOffset = entry.hostOffset.byteOffset
+    case .normal:
+      run.isData = true
+      run.hostOffset = entry.hostOffset.byteOffset
+    case .compressed: run.isData = true
+    case .invalid:
+      throw ImageFault(
+        layer.path, "entry \(index) of the L2 table at \(table) is damaged",
+        wayOut: "check the image (strata check)", kind: .corrupt)
+    }
+    run.isPresent = true
+    return run
+  }
+}

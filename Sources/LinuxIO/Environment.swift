@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a process has from its parent: variables, standard streams, limits, signals.
+// Source: environ(7), getrlimit(2), signal(7), daemon(7).
+
+import CLinux
+import Glibc
+
+/// Facts and settings of this process.
+public enum Environment {
+  /// The value of an environment variable.
+  public static func variable(_ name: String) -> String? {
+    // SAFETY: nothing changes the environment while this program runs.
+    unsafe getenv(name).map { unsafe String(cString: $0) }
+  }
+
+  public static var processID: Int32 { getpid() }
+
+  /// The folder that relative paths start from.
+  public static func currentFolder() throws(SystemError) -> String {
+    // SAFETY: with a null buffer the C library allocates the text, which is freed below.
+    guard let text = unsafe getcwd(nil, 0) else {
+      throw SystemError(errno: errno, call: "getcwd")
+    }
+    defer { unsafe free(text) }
+    return unsafe String(cString: text)
+  }
+
+  /// Makes sure that descriptors 0, 1 and 2 are open, so that no image ever becomes one of them.
+  public static func openStandardStreams() {
+    // SAFETY: the path is a literal.
+    for descriptor in Int32(0)...2 where fcntl(descriptor, F_GETFD) < 0 {
+      _ = unsafe clinux_open("/dev/null", O_RDWR, 0)
+    }
+  }
+
+  /// Points the standard streams at nothing: a process in the background has no terminal.
+  public static func closeStandardStreams() throws(SystemError) {
+    // SAFETY: the path is a literal.
+    let null = try SystemError.check(
+      unsafe clinux_open("/dev/null", O_RDWR | O_CLOEXEC, 0), "open /dev/null")
+    defer { if null > 2 { close(null) } }
+    for descriptor in Int32(0)...2 where dup2(null, descriptor) < 0 {
+      throw SystemError(errno: errno, call: "dup2")
+    }
+  }
+
+  /// A client that goes away makes a write fail; it must not end the process.
+  public static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
+
+  /// Allows as many descriptors as the hard limit does: a chain may have hundreds of layers.
+  public static func raiseDescriptorLimit() {
+    var limit = rlimit()
+    // SAFETY: `limit` outlives the calls.
+    guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+    limit.rlim_cur = limit.rlim_max
+    // SAFETY: as above. A refusal leaves the old limit, which is enough for most.
+    _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+  }
+
+  /// A descriptor that reports SIGTERM and SIGINT, which then no longer end the process.
+  public static func stopSignals() throws(SystemError) -> Int32 {
+    let signals = [SIGTERM, SIGINT]
+    // SAFETY: the array outlives the call.
+    return try SystemError.check(unsafe clinux_signalfd(signals, Int32(signals.count)), "signalfd")
+  }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Names of files in folders: removing one, and making a new one durable. Source: unlink(2),
+// fsync(2) ("ensuring that the entry in the directory has also reached disk"). Blocks.
+
+import CLinux
+import Glibc
+
+/// A file's name in its folder.
+public enum FolderEntry {
+  /// Removes the name `path`.
+  public static func remove(_ path: String) throws(SystemError) {
+    guard unsafe unlink(path) == 0 else {
+      throw SystemError(errno: Glibc.errno, call: "unlink")
+    }
+  }
+
+  /// Makes the entry of `path` in its folder durable.
+  ///
+  /// A folder that may be written but not read, or a filesystem that cannot do this, is no error.
+  public static func synchronizeFolder(of path: String) throws(SystemError) {
+    var folder = "."
+    if let slash = path.lastIndex(of: "/") { folder = String(path[...slash]) }
+    let descriptor = unsafe clinux_open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
+    if descriptor == -EACCES { return }
+    _ = try SystemError.check(descriptor, "open the folder")
+    defer { close(descriptor) }
+    guard fsync(descriptor) == 0 || Glibc.errno == EINVAL else {
+      throw SystemError(errno: Glibc.errno, call: "fsync of the folder")
+    }
+  }
+}

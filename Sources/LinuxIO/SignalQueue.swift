@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Signals as something to read. Source: signalfd(2).
+
+import Glibc
+
+/// Reading a signalfd.
+public enum SignalQueue {
+  /// Takes one waiting signal.
+  public static func take(from descriptor: Int32) {
+    var report: [16 of UInt64] = .init(repeating: 0)  // a signalfd_siginfo is 128 bytes
+    // SAFETY: the array is 128 bytes long and outlives the call.
+    _ = unsafe read(descriptor, &report, 128)
+  }
+}

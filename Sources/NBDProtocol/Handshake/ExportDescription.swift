@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An export as the handshake shows it to clients. Spec: proto.md, "NBD_OPT_LIST", "NBD_OPT_GO".
+// This file performs no I/O.
+
+/// The name, the text and the abilities of one export.
+public struct ExportDescription: Sendable, Hashable {
+  /// At most 4096 bytes of UTF-8 without NUL; may be empty.
+  public let name: String
+  /// For people; at most 4096 bytes of UTF-8; empty when there is nothing to say.
+  public let description: String
+  public let traits: ExportTraits
+  /// The contexts on offer, each once.
+  public let contexts: [MetaContext]
+
+  /// Traps when a string breaks the specification's limits: the configuration checked them.
+  public init(
+    name: String, description: String = "", traits: ExportTraits,
+    contexts: [MetaContext] = [.baseAllocation]
+  ) {
+    precondition(
+      name.utf8.count <= ExportName.byteCountMax && !name.utf8.contains(0),
+      "an export's name is longer than 4096 bytes or holds NUL")
+    precondition(
+      description.utf8.count <= ExportName.byteCountMax && !description.utf8.contains(0),
+      "an export's description is longer than 4096 bytes or holds NUL")
+    self.name = name
+    self.description = description
+    self.traits = traits
+    self.contexts = contexts
+  }
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a finished handshake agreed on. Spec: proto.md, "Handshake phase".
+// This file performs no I/O.
+
+/// The result of a handshake: how the transmission phase of one connection works.
+@frozen public struct Negotiated: Sendable, Hashable {
+  /// Index into the exports that the handshake was given.
+  public var exportIndex: Int
+  public var structuredReplies: Bool
+  /// The contexts that BLOCK_STATUS reports; empty: BLOCK_STATUS is refused.
+  public var contexts: MetaContextSet
+  /// Whether the client asked for BLOCK_SIZE in its GO: only then is a request that is not aligned
+  /// to the minimum block size refused.
+  public var blockSizesAgreed: Bool
+
+  @inlinable public init(
+    exportIndex: Int, structuredReplies: Bool = false, contexts: MetaContextSet = [],
+    blockSizesAgreed: Bool = false
+  ) {
+    self.exportIndex = exportIndex
+    self.structuredReplies = structuredReplies
+    self.contexts = contexts
+    self.blockSizesAgreed = blockSizesAgreed
+  }
+}

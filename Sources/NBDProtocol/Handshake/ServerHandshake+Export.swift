@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// EXPORT_NAME, INFO and GO: how a client learns about an export and enters it.
+// Spec: proto.md, "NBD_OPT_EXPORT_NAME", "NBD_OPT_INFO", "NBD_OPT_GO". This file performs no I/O.
+
+extension ServerHandshake {
+  /// The export with this name; the empty name stands for the first one.
+  ///
+  /// Names are equal when their bytes are: Unicode's canonical equivalence does not count here.
+  func exportIndex(named name: ArraySlice<UInt8>) -> Int? {
+    if let index = exports.firstIndex(where: { name.elementsEqual($0.name.utf8) }) { return index }
+    return name.isEmpty ? 0 : nil
+  }
+
+  func requireExport(named name: ArraySlice<UInt8>) throws(OptionError) -> Int {
+    guard let index = exportIndex(named: name) else {
+      throw OptionError(.errUnknown, "export \"\(ExportName.shown(name))\" is not known")
+    }
+    return index
+  }
+
+  /// Enters the export or closes: this option has no error reply.
+  mutating func answerExportName(_ name: [UInt8]) {
+    guard !isStopping else { return hangUp(.stopping) }
+    guard ExportName.isWellFormed(name) else { return hangUp(.malformedExportName) }
+    guard let index = exportIndex(named: name[...]) else {
+      return hangUp(.unknownExport(shownName: ExportName.shown(name)))
+    }
+    output.append(
+      contentsOf: exports[index].sizeAndFlags(structuredReplies: structuredReplies))
+    if !sendsNoZeroes { output.append(contentsOf: repeatElement(0, count: 124)) }
+    enter(index, blockSizesAgreed: false)
+  }
+
+  /// Tells about the export; GO then enters it.
+  mutating func answerInfo(
+    _ header: OptionHeader, payload: [UInt8], entersTransmission: Bool
+  ) {
+    do throws(OptionError) {
+      let request = try InfoRequest(decoding: payload)
+      let index = try requireExport(named: request.name)
+      let infos = exports[index].infoPayloads(for: request, structuredReplies: structuredReplies)
+      for info in infos { reply(.info, to: header, payload: info) }
+      reply(.ack, to: header)
+      if entersTransmission { enter(index, blockSizesAgreed: request.asksForBlockSize) }
+    } catch {
+      reply(error, to: header)
+    }
+  }
+
+  /// Ends the handshake. Contexts count only if the last SET_META_CONTEXT meant this export.
+  private mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
+    var contexts: MetaContextSet = []
+    if let selection, selection.exportIndex == index { contexts = selection.contexts }
+    outcome = .ready(
+      Negotiated(
+        exportIndex: index, structuredReplies: structuredReplies, contexts: contexts,
+        blockSizesAgreed: blockSizesAgreed))
+  }
+}

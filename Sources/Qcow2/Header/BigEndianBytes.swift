@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Big-endian integers in arrays of bytes, for headers and tables that are read whole and off the
+// hot path. Spec: qcow2.rst, "General". This file performs no I/O.
+
+extension [UInt8] {
+  /// The big-endian integer at `offset`. Traps outside the array: callers check bounds first.
+  package func bigEndianInteger<Integer: FixedWidthInteger & UnsignedInteger>(
+    _ type: Integer.Type, at offset: Int
+  ) -> Integer {
+    var value: Integer = 0
+    for index in offset..<(offset + Integer.bitWidth / 8) {
+      value = value << 8 | Integer(truncatingIfNeeded: self[index])
+    }
+    return value
+  }
+
+  /// Overwrites the bytes at `offset` with `value`. Traps outside the array.
+  package mutating func putBigEndian(
+    _ value: some FixedWidthInteger & UnsignedInteger, at offset: Int
+  ) {
+    let byteCount = value.bitWidth / 8
+    for index in 0..<byteCount {
+      self[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * (byteCount - 1 - index)))
+    }
+  }
+
+  package mutating func appendBigEndian(_ value: some FixedWidthInteger & UnsignedInteger) {
+    let byteCount = value.bitWidth / 8
+    for index in 0..<byteCount {
+      append(UInt8(truncatingIfNeeded: value >> (8 * (byteCount - 1 - index))))
+    }
+  }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The header of a qcow2 image, versions 2 and 3, as a value.
+// Spec: qcow2.rst, "Header". This file performs no I/O.
+
+import BlockTypes
+
+/// Everything that the header cluster of a qcow2 image says.
+///
+/// What this program does not know (header fields, extensions, feature bits) is kept verbatim, so
+/// that decoding and encoding lose nothing.
+public struct Header: Sendable, Hashable {
+  /// 2 or 3.
+  public var version: Int
+  /// The backing file's name as recorded, nil when there is none. Never interpreted here.
+  public var backingFile: String?
+  /// The backing file's recorded format, nil when the image does not tell.
+  public var backingFormat: String?
+  public var geometry: ClusterGeometry
+  /// Bytes of the virtual disk.
+  public var diskByteCount: UInt64
+  /// 0 none, 1 AES, 2 LUKS.
+  public var encryptionMethod: UInt32
+  public var l1EntryCount: Int
+  public var l1TableOffset: HostOffset
+  public var refcountTableOffset: HostOffset
+  public var refcountTableClusterCount: Int
+  public var snapshotCount: Int
+  public var snapshotTableOffset: HostOffset
+  public var incompatibleFeatures: IncompatibleFeatures
+  public var compatibleFeatures: CompatibleFeatures
+  public var autoclearFeatures: AutoclearFeatures
+  /// Bytes of the header without extensions: 72 in version 2, at least 104 in version 3.
+  public var headerByteCount: Int
+  /// 0 zlib, 1 zstd.
+  public var compressionType: UInt8
+  /// The bytes of the header from byte 105 on: padding and fields that newer programs defined.
+  public var unknownFieldBytes: [UInt8]
+  /// The extensions other than the backing format, in their order.
+  public var extensions: [HeaderExtension]
+
+  public static let magic: [UInt8] = [0x51, 0x46, 0x49, 0xfb]
+
+  /// Bytes that a header has at least, in version 2 and in version 3.
+  public static let version2ByteCount = 72
+  public static let version3ByteCountMin = 104
+  /// Bytes that suffice to tell the cluster's size and with it the extent of the whole header.
+  public static let prefixByteCount = 72
+
+  public static let backingFileByteCountMax = 1023
+  public static let l1TableByteCountMax = 32 << 20
+  public static let refcountTableByteCountMax = 8 << 20
+  public static let snapshotCountMax = 65_536
+  /// Largest file offset that any structure may end at.
+  public static let fileByteCountMax = UInt64(Int64.max)
+
+  /// Offsets of the fields that change while an image is in use.
+  public static let l1EntryCountOffset = HostOffset(byteOffset: 36)
+  public static let l1TableFieldOffset = HostOffset(byteOffset: 40)
+  public static let refcountTableFieldOffset = HostOffset(byteOffset: 48)
+  public static let incompatibleFeaturesOffset = HostOffset(byteOffset: 72)
+  public static let autoclearFeaturesOffset = HostOffset(byteOffset: 88)
+
+  /// A header of a new image without tables; the creator fills in their places.
+  public init(version: Int, geometry: ClusterGeometry, diskByteCount: UInt64) {
+    precondition(version == 2 || version == 3, "qcow2 has versions 2 and 3")
+    precondition(version == 3 || geometry.refcountOrder == 4, "version 2 has 16-bit counts")
+    self.version = version
+    self.geometry = geometry
+    self.diskByteCount = diskByteCount
+    self.encryptionMethod = 0
+    self.l1EntryCount = geometry.l1EntryCount(forDiskOf: diskByteCount)
+    self.l1TableOffset = HostOffset(byteOffset: 0)
+    self.refcountTableOffset = HostOffset(byteOffset: 0)
+    self.refcountTableClusterCount = 0
+    self.snapshotCount = 0
+    self.snapshotTableOffset = HostOffset(byteOffset: 0)
+    self.incompatibleFeatures = []
+    self.compatibleFeatures = []
+    self.autoclearFeatures = []
+    self.compressionType = 0
+    // Version 3 headers of today have 112 bytes: the compression type and its padding are there.
+    self.headerByteCount = version == 3 ? 112 : Self.version2ByteCount
+    self.unknownFieldBytes = version == 3 ? [UInt8](repeating: 0, count: 7) : []
+    self.extensions =
+      version == 3
+      ? [
+        HeaderExtension(
+          type: HeaderExtension.featureNamesType, content: FeatureName.encode(FeatureName.standard))
+      ] : []
+  }
+
+  /// Whether reference counts may be stale, so that they must be rebuilt before writing.
+  public var isDirty: Bool { incompatibleFeatures.contains(.dirty) }
+  public var isMarkedCorrupt: Bool { incompatibleFeatures.contains(.corrupt) }
+  public var usesLazyRefcounts: Bool { compatibleFeatures.contains(.lazyRefcounts) }
+
+  /// Whether the image holds persistent bitmaps that are valid now.
+  public var hasPersistentBitmaps: Bool {
+    autoclearFeatures.contains(.bitmaps)
+      && extensions.contains { $0.type == HeaderExtension.bitmapsType }
+  }
+
+  /// Where the persistent bitmaps are, nil when there is no bitmaps extension.
+  public func bitmaps() throws(ImageError) -> BitmapsExtension? {
+    guard let content = content(of: HeaderExtension.bitmapsType) else { return nil }
+    return try BitmapsExtension(decoding: content, geometry: geometry)
+  }
+
+  /// The recorded name of the external data file.
+  public var externalDataFile: String? {
+    content(of: HeaderExtension.externalDataFileType).map { String(decoding: $0, as: UTF8.self) }
+  }
+
+  /// What the image itself calls its feature bits.
+  public var featureNames: [FeatureName] {
+    FeatureName.rows(decoding: content(of: HeaderExtension.featureNamesType) ?? [])
+  }
+
+  private func content(of type: UInt32) -> [UInt8]? {
+    extensions.first { $0.type == type }?.content
+  }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The header extensions of a qcow2 image: typed where we know them, kept verbatim where we do not.
+// Spec: qcow2.rst, "Header extensions". This file performs no I/O.
+
+import BlockTypes
+
+/// One header extension: its type and its content without the padding.
+public struct HeaderExtension: Hashable, Sendable {
+  public let type: UInt32
+  public let content: [UInt8]
+
+  public init(type: UInt32, content: [UInt8]) {
+    self.type = type
+    self.content = content
+  }
+
+  public static let endType: UInt32 = 0
+  public static let backingFormatType: UInt32 = 0xe279_2aca
+  public static let featureNamesType: UInt32 = 0x6803_f857
+  public static let bitmapsType: UInt32 = 0x2385_2875
+  public static let encryptionType: UInt32 = 0x0537_be77
+  public static let externalDataFileType: UInt32 = 0x4441_5441
+
+  /// Bytes of an extension's type and length.
+  static let prefixByteCount = 8
+
+  /// Longest backing format that QEMU accepts.
+  static let backingFormatByteCountMax = 15
+
+  /// Bytes that the extension takes in the header, with its padding to a multiple of 8.
+  var encodedByteCount: Int { Self.prefixByteCount + (content.count + 7) / 8 * 8 }
+
+  /// Decodes the extensions in `area` of the header's cluster.
+  ///
+  /// Bytes of the area that `bytes` does not hold read as zeroes, which end the list. An extension
+  /// that passes the area, or a type that comes twice, is corrupt.
+  static func list(
+    decoding bytes: [UInt8], area: Range<Int>
+  ) throws(ImageError) -> [HeaderExtension] {
+    var extensions: [HeaderExtension] = []
+    var offset = area.lowerBound
+    let end = min(area.upperBound, bytes.count)
+    while offset + prefixByteCount <= end {
+      let type = bytes.bigEndianInteger(UInt32.self, at: offset)
+      if type == endType { break }
+      let byteCount = Int(bytes.bigEndianInteger(UInt32.self, at: offset + 4))
+      let location = HostOffset(byteOffset: UInt64(offset))
+      guard byteCount <= area.upperBound - offset - prefixByteCount else {
+        throw ImageError(
+          .corrupt, "the header extension 0x\(String(type, radix: 16)) is too large", at: location)
+      }
+      guard byteCount <= end - offset - prefixByteCount else {
+        throw ImageError(.truncated, "the file ends inside a header extension", at: location)
+      }
+      guard !extensions.contains(where: { $0.type == type }) else {
+        throw ImageError(
+          .corrupt, "the header extension 0x\(String(type, radix: 16)) occurs twice", at: location)
+      }
+      let start = offset + prefixByteCount
+      extensions.append(
+        HeaderExtension(type: type, content: Array(bytes[start..<(start + byteCount)])))
+      offset = start + (byteCount + 7) / 8 * 8
+    }
+    return extensions
+  }
+
+  func append(to bytes: inout [UInt8]) {
+    bytes.appendBigEndian(type)
+    bytes.appendBigEndian(UInt32(content.count))
+    bytes += content
+    bytes += [UInt8](repeating: 0, count: (8 - content.count % 8) % 8)
+  }
+}
+
+/// What the bitmaps extension says: where the directory of persistent bitmaps lies.
+public struct BitmapsExtension: Hashable, Sendable {
+  public let bitmapCount: Int
+  public let directoryByteCount: UInt64
+  public let directoryOffset: HostOffset
+
+  static let byteCount = 24
+  static let bitmapCountMax: UInt32 = 65_535
+  static let directoryByteCountMax: UInt64 = 65_535 << 10
+
+  init(decoding content: [UInt8], geometry: ClusterGeometry) throws(ImageError) {
+    guard content.count == Self.byteCount else {
+      throw ImageError(.corrupt, "the bitmaps extension has \(content.count) bytes instead of 24")
+    }
+    let count = content.bigEndianInteger(UInt32.self, at: 0)
+    guard (1...Self.bitmapCountMax).contains(count) else {
+      throw ImageError(.corrupt, "the bitmaps extension counts \(count) bitmaps, not 1...65535")
+    }
+    guard content.bigEndianInteger(UInt32.self, at: 4) == 0 else {
+      throw ImageError(.corrupt, "the reserved field of the bitmaps extension is not zero")
+    }
+    let byteCount = content.bigEndianInteger(UInt64.self, at: 8)
+    guard byteCount <= Self.directoryByteCountMax else {
+      throw ImageError(.corrupt, "the bitmap directory has \(byteCount) bytes, more than 65535 KiB")
+    }
+    let offset = content.bigEndianInteger(UInt64.self, at: 16)
+    guard offset.isAligned(to: geometry.clusterByteCount), offset <= UInt64(Int64.max) >> 1 else {
+      throw ImageError(.corrupt, "the bitmap directory is not at a cluster of the file")
+    }
+    self.bitmapCount = Int(count)
+    self.directoryByteCount = byteCount
+    self.directoryOffset = HostOffset(byteOffset: offset)
+  }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What must hold in a qcow2 header, and what this program insists on to use an image.
+// Spec: qcow2.rst, "Header"; limits beyond the text are those of QEMU. This file performs no I/O.
+
+import BlockTypes
+
+extension Header {
+  /// Checks that the tables are where tables can be and fit in the file.
+  func requireConsistentTables(fileByteCount: UInt64) throws(ImageError) {
+    guard diskByteCount <= Self.fileByteCountMax else {
+      throw ImageError(.corrupt, "the disk's size does not fit in 63 bits", at: .field(24))
+    }
+    try requireTable(
+      "the L1 table", at: l1TableOffset, byteCount: UInt64(l1EntryCount) * 8,
+      byteCountMax: UInt64(Self.l1TableByteCountMax), fileByteCount: fileByteCount, field: 40)
+    guard l1EntryCount >= geometry.l1EntryCount(forDiskOf: diskByteCount) else {
+      throw ImageError(
+        .corrupt, "the L1 table's \(l1EntryCount) entries are too few for the disk's size",
+        at: .field(36))
+    }
+    guard refcountTableClusterCount > 0 else {
+      throw ImageError(.corrupt, "the image has no refcount table", at: .field(56))
+    }
+    try requireTable(
+      "the refcount table", at: refcountTableOffset,
+      byteCount: UInt64(refcountTableClusterCount) << UInt64(geometry.clusterBits),
+      byteCountMax: UInt64(Self.refcountTableByteCountMax), fileByteCount: fileByteCount, field: 48)
+    guard snapshotCount <= Self.snapshotCountMax else {
+      throw ImageError(
+        .corrupt, "\(snapshotCount) snapshots are more than \(Self.snapshotCountMax)",
+        at: .field(60))
+    }
+    // A snapshot's entry has at least 40 bytes; the table's own reader checks the rest.
+    try requireTable(
+      "the snapshot table", at: snapshotTableOffset, byteCount: UInt64(snapshotCount) * 40,
+      byteCountMax: .max, fileByteCount: fileByteCount, field: 64)
+  }
+
+  private func requireTable(
+    _ name: String, at offset: HostOffset, byteCount: UInt64, byteCountMax: UInt64,
+    fileByteCount: UInt64, field: UInt64
+  ) throws(ImageError) {
+    guard byteCount <= byteCountMax else {
+      throw ImageError(
+        .corrupt, "\(name) has \(byteCount) bytes, more than \(byteCountMax)", at: .field(field))
+    }
+    guard offset.byteOffset.isAligned(to: geometry.clusterByteCount) else {
+      throw ImageError(.corrupt, "\(name) does not start at a cluster", at: .field(field))
+    }
+    let (end, overflows) = offset.byteOffset.addingReportingOverflow(byteCount)
+    guard !overflows, end <= Self.fileByteCountMax else {
+      throw ImageError(.corrupt, "\(name) passes the largest file offset", at: .field(field))
+    }
+    guard byteCount > 0 else { return }
+    guard offset.byteOffset > 0 else {
+      throw ImageError(.corrupt, "\(name) lies on the header", at: .field(field))
+    }
+    guard end <= fileByteCount else {
+      throw ImageError(
+        .truncated, "\(name) ends at byte \(end), but the file has only \(fileByteCount) bytes",
+        at: .field(field))
+    }
+  }
+
+  /// Checks that the feature bits agree with the fields that they announce.
+  func requireConsistentFeatures() throws(ImageError) {
+    guard (compressionType != 0) == incompatibleFeatures.contains(.compressionType) else {
+      throw ImageError(
+        .corrupt, "the compression type contradicts its feature bit", at: .field(104))
+    }
+    guard
+      !autoclearFeatures.contains(.rawExternalData)
+        || incompatibleFeatures.contains(.externalDataFile)
+    else {
+      throw ImageError(
+        .corrupt, "raw external data is announced without an external data file", at: .field(88))
+    }
+  }
+
+  /// Refuses, by name, an image that needs what this program does not do.
+  public func requireSupported(forWriting: Bool) throws(ImageError) {
+    let unknown = incompatibleFeatures.subtracting(.known)
+    if !unknown.isEmpty {
+      throw ImageError(
+        .unsupported, "the image needs unknown features: \(names(of: unknown))")
+    }
+    if encryptionMethod != 0 {
+      let name = encryptionMethod == 1 ? "AES" : encryptionMethod == 2 ? "LUKS" : "unknown"
+      throw ImageError(
+        .unsupported, "the image is encrypted (\(name)), which is not supported")
+    }
+    if incompatibleFeatures.contains(.externalDataFile) {
+      throw ImageError(.unsupported, unsupported("an external data file"))
+    }
+    if incompatibleFeatures.contains(.extendedL2) {
+      throw ImageError(
+        .unsupported, unsupported("extended L2 entries (subclusters)"))
+    }
+    if compressionType != 0 {
+      let name = compressionType == 1 ? "zstd" : "type \(compressionType)"
+      throw ImageError(.unsupported, unsupported("\(name) compression"))
+    }
+    if forWriting { try requireWritable() }
+  }
+
+  /// Refuses an image whose references the checker cannot follow.
+  public func requireCheckable() throws(ImageError) {
+    // Neither the compression nor a mark in the header changes who references what.
+    var plain = self
+    plain.compressionType = 0
+    plain.incompatibleFeatures.subtract([.compressionType, .corrupt, .dirty])
+    try plain.requireSupported(forWriting: false)
+  }
+
+  private func requireWritable() throws(ImageError) {
+    if isMarkedCorrupt {
+      throw ImageError(
+        .corrupt,
+        "the image is marked corrupt; repair it (qemu-img check -r all) or open it read-only")
+    }
+    if hasPersistentBitmaps {
+      throw ImageError(
+        .unsupported,
+        "writing would make the image's persistent bitmaps stale; open it read-only, or remove "
+          + "them (qemu-img bitmap --remove)")
+    }
+    guard diskByteCount % 512 == 0 else {
+      throw ImageError(
+        .unsupported,
+        "the disk's size is no multiple of 512 bytes; open it read-only or resize it "
+          + "(qemu-img resize)")
+    }
+  }
+
+  private func unsupported(_ feature: String) -> String {
+    "the image uses \(feature), which is not supported; convert it (qemu-img convert -O qcow2)"
+  }
+
+  /// The bits as the image's own table names them, or by number.
+  private func names(of features: IncompatibleFeatures) -> String {
+    let rows = featureNames
+    return (0..<64).filter { features.rawValue >> UInt64($0) & 1 == 1 }.map { bit in
+      let row = rows.first { $0.field == .incompatible && Int($0.bit) == bit }
+      return row.map { "\($0.name) (bit \(bit))" } ?? "bit \(bit)"
+    }.joined(separator: ", ")
+  }
+}

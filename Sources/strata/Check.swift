@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// `strata check`: looks for inconsistencies of an image, with the exit codes of qemu-img check.
+
+import ArgumentParser
+import ImageTools
+
+struct Check: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Check an image's metadata.",
+    discussion: """
+      Exit codes: 0 no errors, 1 the check could not be made, 2 the image is corrupt, 3 clusters \
+      are leaked, 63 the image's format or features cannot be checked.
+      """)
+
+  @Option(name: .short, help: "Format of the image; found by its magic when left out.")
+  var format: String?
+
+  @Option(help: "human or json.")
+  var output = OutputFormat.human
+
+  @Option(name: .short, help: "Repair: leaks or all.")
+  var repair: Repair?
+
+  @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
+  var forceShare = false
+
+  @Flag(name: .shortAndLong, help: "Print nothing but errors.")
+  var quiet = false
+
+  @Argument(help: "The image to check.")
+  var file: String
+
+  enum Repair: String, ExpressibleByArgument, CaseIterable {
+    case leaks
+    case all
+  }
+
+  /// Findings that are printed one by one; the counters tell the rest.
+  private static let findingsMax = 1000
+
+  func run() throws {
+    if forceShare && repair != nil {
+      throw ValidationError("-U and -r exclude each other: a repair needs the image for itself.")
+    }
+    var printedCount = 0
+    let isHuman = output == .human
+    do {
+      let outcome = try ImageTools.Check.run(
+        path: file, format: try format.map { try CreateOptions.format($0, path: file) },
+        repair: repair.flatMap { .init(rawValue: $0.rawValue) } ?? .none, takesLocks: !forceShare
+      ) { finding in
+        printedCount += 1
+        if isHuman && printedCount <= Self.findingsMax { report(finding.text) }
+      }
+      if printedCount > Self.findingsMax && isHuman {
+        report("… and \(printedCount - Self.findingsMax) more")
+      }
+      if !quiet || outcome.exitCode != 0 {
+        isHuman ? print(outcome.humanText, terminator: "") : print(outcome.jsonText)
+      }
+      if let refusal = outcome.refusal { report("strata: \(file): \(refusal)") }
+      throw ExitCode(outcome.exitCode)
+    } catch let fault as ImageFault {
+      report("strata: \(fault)")
+      throw ExitCode(ImageTools.Check.exitCode(of: fault))
+    }
+  }
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The `strata` command: verbs on images, and `serve`.
+
+import ArgumentParser
+import ImageTools
+import LinuxIO
+
+@main
+enum Main {
+  /// Errors go to standard error as `strata: FILE: cause; way out`, with exit code 1.
+  static func main() {
+    var command: any ParsableCommand
+    do {
+      command = try Strata.parseAsRoot()
+    } catch {
+      Strata.exit(withError: error)
+    }
+    do {
+      try command.run()
+    } catch let error as ExitCode {
+      Strata.exit(withError: error)
+    } catch let error as CleanExit {
+      Strata.exit(withError: error)
+    } catch let error as ValidationError {
+      Strata.exit(withError: error)
+    } catch {
+      report("strata: \(error)")
+      Strata.exit(withError: ExitCode.failure)
+    }
+  }
+}
+
+/// Says something on standard error. A stream that cannot be written is ignored: there is nobody
+/// left to tell.
+func report(_ line: String) {
+  do throws(SystemError) { try TextOutput.standardError.writeLine(line) } catch {}
+}
+
+struct Strata: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "strata",
+    abstract: "Copy-on-write disk images for hypervisors.",
+    version: "0.1.0",
+    subcommands: [Create.self, Serve.self, Info.self, Check.self, Map.self])
+}
+
+/// How a verb prints what it found.
+enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
+  case human
+  case json
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What users write, and what they read: endpoints, sizes, drive options.
+
+import LinuxIO
+import Testing
+
+@testable import Control
+
+@Suite struct `A TCP endpoint` {
+  @Test(
+    arguments: [
+      ("127.0.0.1:10809", "127.0.0.1", 10_809), ("host:0", "host", 0),
+      ("[::1]:65535", "::1", 65_535),
+      ("*:1", nil, 1), (":1", nil, 1),
+    ] as [(String, String?, UInt16)])
+  func `is a host and a port`(text: String, host: String?, port: UInt16) throws {
+    let endpoint = try #require(TCPEndpoint(parsing: text))
+    #expect(endpoint.host == host)
+    #expect(endpoint.port == port)
+  }
+
+  @Test(arguments: [
+    "", "host", "10809", "host:", "host:65536", "host:-1", "host:+1", "host:1x", "::1:10809",
+    "[]:1",
+    "[host]:1", "[::1]",
+  ])
+  func `is nothing else`(text: String) { #expect(TCPEndpoint(parsing: text) == nil) }
+}
+
+@Suite struct `A size` {
+  @Test(
+    arguments: [
+      ("0", 0), ("512", 512), ("64k", 65_536), ("64K", 65_536), ("32M", 33_554_432),
+      ("1g", 1 << 30), ("2T", 2 << 40), ("18446744073709551615", UInt64.max),
+    ] as [(String, UInt64)])
+  func `is a number with a suffix`(text: String, value: UInt64) {
+    #expect(ByteCountText.parse(text) == value)
+  }
+
+  @Test(arguments: [
+    "", "k", "-1", "+1", "1.5M", "1e3", "1MB", " 1", "0x10", "18446744073709551616", "16777216T",
+    "١",
+  ])
+  func `is nothing else`(text: String) { #expect(ByteCountText.parse(text) == nil) }
+}
+
+@Suite struct `The drive option` {
+  @Test func `names the UNIX socket`() {
+    #expect(
+      DriveLine.text(unixPath: "/run/vm1.sock")
+        == "-drive file=nbd:unix:/run/vm1.sock,format=raw,if=virtio")
+  }
+
+  // QEMU's option syntax: a comma in a value is doubled.
+  @Test func `doubles commas`() {
+    #expect(
+      DriveLine.text(unixPath: "/run/a,b,,c")
+        == "-drive file=nbd:unix:/run/a,,b,,,,c,format=raw,if=virtio")
+  }
+
+  @Test func `puts an IPv6 address in brackets`() throws {
+    let address = try SocketAddress.resolve(host: "::1", port: 10_809)[0]
+    #expect(DriveLine.text(tcp: address) == "-drive file=nbd:[::1]:10809,format=raw,if=virtio")
+  }
+}
+
+@Suite struct `A loopback address` {
+  @Test(arguments: ["127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1"])
+  func `is reached from this machine only`(host: String) throws {
+    #expect(try SocketAddress.resolve(host: host, port: 1)[0].isLoopback)
+  }
+
+  @Test(arguments: ["0.0.0.0", "128.0.0.1", "10.0.0.1", "::", "::2", "::ffff:10.0.0.1", "fe80::1"])
+  func `is none of these`(host: String) throws {
+    #expect(try !SocketAddress.resolve(host: host, port: 1)[0].isLoopback)
+  }
+
+  @Test func `is not what every address of the machine means`() throws {
+    #expect(try SocketAddress.resolve(host: nil, port: 1).allSatisfy { !$0.isLoopback })
+  }
+}

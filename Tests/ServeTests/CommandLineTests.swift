@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The words of the command line: help, manual pages, `strata serve`.
+
+import Foundation
+import TestSupport
+import Testing
+
+@Suite struct `The options of stratad` {
+  private func options(in text: String) -> Set<String> {
+    Set(text.matches(of: /--[a-z][a-z-]*[a-z]/).map { String($0.output) })
+  }
+
+  @Test func `are the same in the help and in the manual page`() throws {
+    let result = try runTool(ServedProcess.path(of: "stratad"), "--help")
+    #expect(result.code == 0)
+    let page = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+      .appendingPathComponent("../../tools/man/stratad.8")
+    let manual = try String(contentsOf: page, encoding: .utf8).replacing("\\-", with: "-")
+    let tagged = manual.split(separator: "\n").filter { $0.hasPrefix(".B") && $0.contains("--") }
+    #expect(options(in: result.output) == options(in: tagged.joined(separator: "\n")))
+  }
+
+  @Test(arguments: [
+    [], ["--no-such-option"], ["a", "b"], ["a", "--format", "vmdk"], ["a", "--aio", "x"],
+  ])
+  func `that are wrong end it with 2`(arguments: [String]) throws {
+    let process = try ServedProcess([try ServedProcess.path(of: "stratad")] + arguments)
+    #expect(try process.waitForExit() == 2)
+    #expect(process.outputText == "")
+    #expect(process.errorText.hasPrefix("Error: "))
+  }
+}
+
+@Suite struct `strata serve` {
+  @Test func `becomes stratad and prints the line for QEMU`() throws {
+    let fixture = try ServeFixture()
+    let process = try ServedProcess(
+      [try ServedProcess.path(of: "strata"), "serve"] + fixture.arguments + ["--ready-fd", "1"])
+    try process.waitUntilReady()
+    #expect(
+      process.outputText
+        == "-drive file=nbd:unix:\(fixture.socket),format=raw,if=virtio\nready\n")
+    #expect(try process.status(of: "Name") == "stratad")
+    #expect(process.stop() == 0)
+  }
+
+  @Test func `says how stratad's options are found`() throws {
+    let result = try runTool(ServedProcess.path(of: "strata"), "serve", "--help")
+    #expect(result.code == 0)
+    #expect(result.output.contains("stratad --help"))
+  }
+
+  @Test func `says what is missing when there is no stratad`() throws {
+    let folder = try TemporaryFolder()
+    let lonely = folder.path("strata")
+    try FileManager.default.copyItem(atPath: try ServedProcess.path(of: "strata"), toPath: lonely)
+    let process = try ServedProcess([lonely, "serve", "x"], environment: ["PATH": folder.root])
+    #expect(try process.waitForExit() == 1)
+    #expect(process.errorText.contains("install it beside strata, or in a folder of PATH"))
+  }
+}

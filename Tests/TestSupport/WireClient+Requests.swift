@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Requests and replies of the test client. Spec: proto.md, "Request message", "Simple reply
+// message", "Structured reply chunk message". This file performs socket I/O.
+
+extension WireClient {
+  /// The bytes of a compact request header.
+  public static func header(
+    _ command: UInt16, flags: UInt16 = 0, cookie: UInt64, offset: UInt64 = 0, length: UInt32 = 0
+  ) -> [UInt8] {
+    wire(UInt32(0x2560_9513), flags, command, cookie, offset, length)
+  }
+
+  /// Notes a request without sending it and returns its bytes.
+  public func prepare(
+    _ command: UInt16, flags: UInt16 = 0, cookie: UInt64? = nil, offset: UInt64 = 0,
+    length: UInt32 = 0, payload: [UInt8] = []
+  ) -> (cookie: UInt64, bytes: [UInt8]) {
+    let cookie = cookie ?? nextCookie
+    nextCookie = cookie &+ 1
+    pending[cookie] = WireRequest(command: command, flags: flags, offset: offset, length: length)
+    let header = WireClient.header(
+      command, flags: flags, cookie: cookie, offset: offset, length: length)
+    return (cookie, header + payload)
+  }
+
+  /// Sends a request of any kind and returns its cookie.
+  @discardableResult
+  public func send(
+    _ command: UInt16, flags: UInt16 = 0, cookie: UInt64? = nil, offset: UInt64 = 0,
+    length: UInt32 = 0, payload: [UInt8] = []
+  ) throws -> UInt64 {
+    let request = prepare(
+      command, flags: flags, cookie: cookie, offset: offset, length: length, payload: payload)
+    try socket.send(request.bytes)
+    return request.cookie
+  }
+
+  @discardableResult
+  public func send(
+    _ command: WireCommand, flags: UInt16 = 0, cookie: UInt64? = nil, offset: UInt64 = 0,
+    length: UInt32 = 0, payload: [UInt8] = []
+  ) throws -> UInt64 {
+    try send(
+      command.rawValue, flags: flags, cookie: cookie, offset: offset, length: length,
+      payload: payload)
+  }
+
+  /// Reads replies until the one to `cookie` is whole.
+  public func wait(_ cookie: UInt64) throws -> WireOutcome {
+    while true {
+      if let outcome = finished.removeValue(forKey: cookie) { return outcome }
+      try receiveReplyPart()
+    }
+  }
+
+  /// Reads replies until any request is answered.
+  public func waitForAny() throws -> (cookie: UInt64, outcome: WireOutcome) {
+    while true {
+      if let first = finished.first {
+        finished[first.key] = nil
+        return (cookie: first.key, outcome: first.value)
+      }
+      try receiveReplyPart()
+    }
+  }
+
+  public func call(
+    _ command: WireCommand, flags: UInt16 = 0, offset: UInt64 = 0, length: UInt32 = 0,
+    payload: [UInt8] = []
+  ) throws -> WireOutcome {
+    try wait(
+      send(command, flags: flags, offset: offset, length: length, payload: payload))
+  }
+
+  public func read(_ offset: UInt64, _ length: Int, flags: UInt16 = 0) throws -> WireOutcome {
+    try call(.read, flags: flags, offset: offset, length: UInt32(length))
+  }
+
+  /// Writes and returns the error.
+  public func write(_ offset: UInt64, _ data: [UInt8], flags: UInt16 = 0) throws -> UInt32 {
+    try call(
+      .write, flags: flags, offset: offset, length: UInt32(data.count), payload: data
+    ).error
+  }
+
+  public func flush() throws -> UInt32 { try call(.flush).error }
+
+  /// Says goodbye and waits for the end.
+  public func disconnect() throws {
+    try socket.send(WireClient.header(WireCommand.disconnect.rawValue, cookie: nextCookie))
+    let rest = try socket.receiveUntilEnd()
+    guard rest.isEmpty else { throw WireError.violation("\(rest.count) bytes after DISC") }
+  }
+
+  /// Reads one simple reply or one chunk.
+  func receiveReplyPart() throws {
+    let magic = try socket.receive(4)
+    switch magic {
+    case [0x67, 0x44, 0x66, 0x98]: try receiveSimpleReply()
+    case [0x66, 0x8e, 0x33, 0xef]: try receiveChunk()
+    default: throw WireError.violation("a reply starts with \(magic)")
+    }
+  }
+
+  private func receiveSimpleReply() throws {
+    var reader = WireReader(try socket.receive(12))
+    let error: UInt32 = try reader.integer()
+    let cookie: UInt64 = try reader.integer()
+    guard let request = pending.removeValue(forKey: cookie), partial[cookie] == nil else {
+      throw WireError.violation("a simple reply with unknown cookie \(cookie)")
+    }
+    guard WireErrno.all.contains(error) else { throw WireError.violation("errno \(error)") }
+    var outcome = WireOutcome(error: error)
+    if error == 0 {
+      if request.command == WireCommand.read.rawValue {
+        guard !structuredReplies else {
+          throw WireError.violation("a READ got a simple reply after structured replies")
+        }
+        outcome.data = try socket.receive(Int(request.length))
+      }
+      guard request.command != WireCommand.blockStatus.rawValue else {
+        throw WireError.violation("a BLOCK_STATUS got a simple reply")
+      }
+    }
+    finished[cookie] = outcome
+  }
+
+  private func receiveChunk() throws {
+    var reader = WireReader(try socket.receive(16))
+    let flags: UInt16 = try reader.integer()
+    let type: UInt16 = try reader.integer()
+    let cookie: UInt64 = try reader.integer()
+    let count: UInt32 = try reader.integer()
+    guard structuredReplies else { throw WireError.violation("a chunk was not negotiated") }
+    guard let request = pending[cookie] else {
+      throw WireError.violation("a chunk with unknown cookie \(cookie)")
+    }
+    guard flags & ~1 == 0 else { throw WireError.violation("chunk flags \(flags)") }
+    guard count <= 65 << 20 else { throw WireError.violation("a chunk of \(count) bytes") }
+    var outcome = partial[cookie] ?? WireOutcome(isStructured: true)
+    if outcome.data.isEmpty && request.command == WireCommand.read.rawValue {
+      outcome.data = [UInt8](repeating: 0, count: Int(request.length))
+    }
+    partial[cookie] = nil  // so that the data below is not copied
+    outcome.chunkCount += 1
+    try outcome.take(
+      type, WireReader(try socket.receive(Int(count))), of: request, isDone: flags == 1,
+      contextIDs: Set(contextIDs.values))
+    guard flags == 1 else {
+      partial[cookie] = outcome
+      return
+    }
+    try outcome.checkEnd(of: request, contextCount: contextIDs.count)
+    pending[cookie] = nil
+    finished[cookie] = outcome
+  }
+}
