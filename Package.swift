@@ -78,5 +78,8 @@ let package = Package(
     .testTarget(
       name: "NBDProtocolTests", dependencies: ["BlockTypes", "NBDProtocol"],
       swiftSettings: tests),
+
+    // T: the rules of tools/STYLE.md and the arrows above.
+    .testTarget(name: "TidyTests", swiftSettings: tests),
   ]
 )

@@ -182,6 +182,8 @@ import Glibc
     let operation = operations[index]
     let descriptor = files[Int(operation.file)].storage.file.descriptor
     let vectorCount = fillVectors(index)
+    // A flush must leave every other field at zero, or the kernel refuses it.
+    let isFlush = operation.kind == .flush
     let opcode: io_iocb_cmd
     switch operation.kind {
     case .read: opcode = IO_CMD_PREADV
@@ -192,7 +194,8 @@ import Glibc
     // held by the request until its completion has been reported.
     let block = unsafe blocks.base + index
     unsafe caio_prepare(
-      block, descriptor, Int16(opcode.rawValue), vectors.base + index * 3, Int32(vectorCount),
+      block, descriptor, Int16(opcode.rawValue), isFlush ? nil : vectors.base + index * 3,
+      Int32(vectorCount),
       Int64(operation.offset) + Int64(operation.doneByteCount),
       operation.isDurable ? Int32(CLINUX_RWF_DSYNC) : 0, event.descriptor, UInt64(index))
     unsafe queued[queuedCount] = unsafe block

@@ -16,7 +16,7 @@ struct ServeFixture {
     folder = try TemporaryFolder()
     image = folder.path("disk.raw")
     socket = folder.path("s")
-    FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20))
+    _ = FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20))
     if let ownerID {
       chown(folder.root, ownerID, ownerID)
       chown(image, ownerID, ownerID)

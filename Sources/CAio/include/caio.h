@@ -10,7 +10,7 @@
 #pragma clang assume_nonnull begin
 
 /// Prepares a vectored read or write whose completion raises `event_fd`.
-static inline void caio_prepare(struct iocb *block, int fd, short opcode, const struct iovec *vectors,
+static inline void caio_prepare(struct iocb *block, int fd, short opcode, const struct iovec *_Nullable vectors,
                                 int vector_count, int64_t byte_offset, int rw_flags, int event_fd,
                                 uint64_t tag) {
   __builtin_memset(block, 0, sizeof *block);

@@ -240,7 +240,7 @@ struct CountPlace {
   let countsPerPage: Int
 
   init(cluster: UInt64, block: UInt64, geometry: ClusterGeometry) {
-    let countsPerPage = geometry.pageByteCount * 8 >> geometry.refcountOrder
+    let countsPerPage = (geometry.pageByteCount * 8) >> geometry.refcountOrder
     let index = Int(cluster & (geometry.refcountBlockEntryCount - 1))
     pageOffset = block + UInt64(index / countsPerPage * geometry.pageByteCount)
     indexInPage = index % countsPerPage

@@ -13,6 +13,9 @@ extension ImageStack {
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
   ///   engine.
   init(_ plan: ExportPlan, slotCount: Int) throws {
+    // Through the page cache, as it is opened: these reads and this write are not aligned.
+    let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
+    let allocator = try Allocator(plan)
     try ImageStack.clearUnknownAutoclearBits(plan)
     let alignment = plan.engine == .aio ? ImageStack.chooseAlignment(plan) : 1
     var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
@@ -20,8 +23,6 @@ extension ImageStack {
       _ = disks.add(
         layer.storage, direct: alignment > 1, byteCount: try layer.storage.file.byteCount())
     }
-    let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
-    let allocator = try Allocator(plan)
     let pool = try BlockingPool(threadCount: 2)
     var buffers = BufferPool()
     guard let zeroes = buffers.acquire(byteCount: ImageStack.largestCluster(plan)) else {
