@@ -81,5 +81,15 @@ let package = Package(
 
     // T: the rules of tools/STYLE.md and the arrows above.
     .testTarget(name: "TidyTests", swiftSettings: tests),
+    .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: tests),
+    // Black box: needs the built daemon, imports none of its code.
+    .testTarget(
+      name: "ConformanceTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
+
+    // T: the export process, from the inside and as a black box.
+    .testTarget(name: "SandboxTests", dependencies: ["Sandbox"], swiftSettings: tests),
+    .testTarget(
+      name: "ControlTests", dependencies: ["BlockTypes", "LinuxIO", "Sandbox", "Control"],
+      swiftSettings: tests),
   ]
 )

@@ -54,7 +54,7 @@ import Testing
   @Test func `says what is missing when there is no stratad`() throws {
     let folder = try TemporaryFolder()
     let lonely = folder.path("strata")
-    try FileManager.default.copyItem(atPath: try ServedProcess.path(of: "strata"), toPath: lonely)
+    try copyProgram("strata", to: lonely)
     let process = try ServedProcess([lonely, "serve", "x"], environment: ["PATH": folder.root])
     #expect(try process.waitForExit() == 1)
     #expect(process.errorText.contains("install it beside strata, or in a folder of PATH"))

@@ -98,7 +98,7 @@ struct `stratad that is started by a normal user` {
   private func serve(_ fixture: ServeFixture, _ more: [String] = []) throws -> ServedProcess {
     // The build folder may be closed to others; the program is not.
     let program = fixture.folder.path("stratad")
-    try FileManager.default.copyItem(atPath: try ServedProcess.path(of: "stratad"), toPath: program)
+    try copyProgram("stratad", to: program)
     let words =
       ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program]
       + fixture.arguments + ["--ready-fd", "1"] + more
@@ -115,7 +115,8 @@ struct `stratad that is started by a normal user` {
   }
 
   @Test func `cannot become another`() throws {
-    let server = try serve(try ServeFixture(ownerID: 65_534), ["--user", "daemon"])
+    let fixture = try ServeFixture(ownerID: 65_534)
+    let server = try serve(fixture, ["--user", "daemon"])
     #expect(try server.waitForExit() == 1)
     #expect(server.errorText.contains("only root can become another user"))
   }

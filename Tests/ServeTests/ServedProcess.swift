@@ -124,4 +124,11 @@ func runTool(_ words: String...) throws -> (code: Int32, output: String, error: 
   return (try process.waitForExit(), process.outputText, process.errorText)
 }
 
+/// Copies a program of the product. Another process does it: a program that this one has open for
+/// writing while a test beside starts something cannot be run (execve(2), ETXTBSY).
+func copyProgram(_ program: String, to path: String) throws {
+  let result = try runTool("cp", ServedProcess.path(of: program), path)
+  guard result.code == 0 else { throw ServeError(result.error) }
+}
+
 let isRoot = geteuid() == 0

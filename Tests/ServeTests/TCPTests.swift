@@ -23,7 +23,8 @@ import Testing
 
   @Test(arguments: ["0.0.0.0:0", "*:0", ":0", "[::]:0"])
   func `beyond loopback is refused without the word`(endpoint: String) throws {
-    let text = try ServeFixture.refusal(arguments(try ServeFixture(), endpoint))
+    let fixture = try ServeFixture()
+    let text = try ServeFixture.refusal(arguments(fixture, endpoint))
     #expect(
       text.contains("there is no TLS; listen on 127.0.0.1 or --socket, or say --tcp-without-tls"))
   }
@@ -34,7 +35,7 @@ import Testing
     #expect(try server.waitUntilReady().stop() == 0)
   }
 
-  @Test(arguments: ["10809", "localhost:", "localhost:70000", "::1:10809", ""])
+  @Test(arguments: ["10809", "localhost:", "localhost:70000", "::1:10809", ":"])
   func `needs a host and a port`(endpoint: String) throws {
     let fixture = try ServeFixture()
     let text = try ServeFixture.refusal(
@@ -47,13 +48,15 @@ import Testing
     let first = try ServedProcess(stratad: arguments(fixture, "127.0.0.1:0")).waitUntilReady()
     let line = try #require(first.outputText.split(separator: "\n").first)
     let address = try #require(line.dropFirst("-drive file=nbd:".count).split(separator: ",").first)
-    let text = try ServeFixture.refusal(arguments(try ServeFixture(), String(address)))
+    let other = try ServeFixture()
+    let text = try ServeFixture.refusal(arguments(other, String(address)))
     #expect(text.contains("TCP \(address): the address is taken"))
   }
 
   @Test func `needs an address of this machine`() throws {
+    let fixture = try ServeFixture()
     let text = try ServeFixture.refusal(
-      arguments(try ServeFixture(), "192.0.2.1:0") + ["--tcp-without-tls"])
+      arguments(fixture, "192.0.2.1:0") + ["--tcp-without-tls"])
     #expect(text.contains("name an address of this machine"))
   }
 }

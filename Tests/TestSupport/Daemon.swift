@@ -150,11 +150,19 @@ private func spawn(
       posix_spawn_file_actions_adddup2(&actions, readyDescriptor, 3)
     }
   }
+  // The threads that run tests block signals; a child starts with none blocked.
+  var attributes = posix_spawnattr_t()
+  posix_spawnattr_init(&attributes)
+  defer { posix_spawnattr_destroy(&attributes) }
+  var none = sigset_t()
+  sigemptyset(&none)
+  posix_spawnattr_setsigmask(&attributes, &none)
+  posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
   var words: [UnsafeMutablePointer<CChar>?] = ([path] + arguments).map { strdup($0) }
   words.append(nil)
   defer { for word in words { free(word) } }
   var processID: pid_t = 0
-  let result = posix_spawn(&processID, path, &actions, nil, words, environ)
+  let result = posix_spawn(&processID, path, &actions, &attributes, words, environ)
   guard result == 0 else { throw WireError.system("posix_spawn \(path)", errno: result) }
   return processID
 }

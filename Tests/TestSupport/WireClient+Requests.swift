@@ -117,7 +117,7 @@ extension WireClient {
         guard !structuredReplies else {
           throw WireError.violation("a READ got a simple reply after structured replies")
         }
-        outcome.data = try socket.receive(Int(request.length))
+        outcome.data.bytes = try socket.receive(Int(request.length))
       }
       guard request.command != WireCommand.blockStatus.rawValue else {
         throw WireError.violation("a BLOCK_STATUS got a simple reply")
@@ -139,8 +139,8 @@ extension WireClient {
     guard flags & ~1 == 0 else { throw WireError.violation("chunk flags \(flags)") }
     guard count <= 65 << 20 else { throw WireError.violation("a chunk of \(count) bytes") }
     var outcome = partial[cookie] ?? WireOutcome(isStructured: true)
-    if outcome.data.isEmpty && request.command == WireCommand.read.rawValue {
-      outcome.data = [UInt8](repeating: 0, count: Int(request.length))
+    if outcome.data.count == 0 && request.command == WireCommand.read.rawValue {
+      outcome.data.bytes = [UInt8](repeating: 0, count: Int(request.length))
     }
     partial[cookie] = nil  // so that the data below is not copied
     outcome.chunkCount += 1

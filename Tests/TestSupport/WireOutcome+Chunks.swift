@@ -18,7 +18,7 @@ extension WireOutcome {
       let offset: UInt64 = try reader.integer()
       try cover(offset, reader.remainingCount, of: request)
       let start = Int(offset - request.offset)
-      data.replaceSubrange(start..<start + reader.remainingCount, with: reader.rest())
+      data.bytes.replaceSubrange(start..<start + reader.remainingCount, with: reader.rest())
     case 2:
       let offset: UInt64 = try reader.integer()
       let length: UInt32 = try reader.integer()

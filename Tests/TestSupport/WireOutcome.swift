@@ -55,7 +55,7 @@ public struct WireExtent: Hashable, Sendable {
 public struct WireOutcome: Hashable, Sendable {
   public var error: UInt32 = 0
   /// The data of a READ, holes filled with zeroes.
-  public var data: [UInt8] = []
+  public var data = WireData()
   /// Extents by context id.
   public var extents: [UInt32: [WireExtent]] = [:]
   public var isStructured = false

@@ -8,6 +8,10 @@ import Glibc
 public final class WireSocket {
   public let descriptor: Int32
   public var deadlineSeconds: Double
+  /// Bytes that came and were not asked for yet, from `receivedStart` on.
+  private var received: [UInt8] = []
+  private var receivedStart = 0
+  private var hasEnded = false
 
   public init(connectingTo path: String, deadlineSeconds: Double = 20) throws {
     self.deadlineSeconds = deadlineSeconds
@@ -29,12 +33,15 @@ public final class WireSocket {
 
   deinit { Glibc.close(descriptor) }
 
-  /// Sends all of `bytes`.
+  /// Sends all of `bytes`, and takes in replies meanwhile: a server may stop reading until its
+  /// replies are read.
   public func send(_ bytes: [UInt8]) throws {
     let deadline = Deadline(seconds: deadlineSeconds)
-    var position = 0
+    var position = try sendSome(bytes[...])
     while position < bytes.count {
-      try wait(for: Int16(POLLOUT), until: deadline, doing: "sending \(bytes.count) bytes")
+      let events = Int16(POLLOUT) | (hasEnded ? 0 : Int16(POLLIN))
+      try wait(for: events, until: deadline, doing: "sending \(bytes.count) bytes")
+      if !hasEnded { try fill() }
       position += try sendSome(bytes[position...])
     }
   }
@@ -52,51 +59,60 @@ public final class WireSocket {
   /// Receives exactly `count` bytes.
   public func receive(_ count: Int) throws -> [UInt8] {
     let deadline = Deadline(seconds: deadlineSeconds)
-    var position = 0
-    return try [UInt8](unsafeUninitializedCapacity: count) { buffer, initializedCount in
-      while position < count {
-        try wait(for: Int16(POLLIN), until: deadline, doing: "receiving \(count) bytes")
-        let got = recv(
-          descriptor, buffer.baseAddress?.advanced(by: position), count - position,
-          Int32(MSG_DONTWAIT))
-        if got == 0 || (got < 0 && errno == ECONNRESET) {
-          throw WireError.ended("after \(position) of \(count) bytes")
-        }
-        if got < 0 && errno != EAGAIN && errno != EINTR {
-          throw WireError.system("recv", errno: errno)
-        }
-        position += max(got, 0)
+    while received.count - receivedStart < count {
+      guard !hasEnded else {
+        throw WireError.ended("after \(received.count - receivedStart) of \(count) bytes")
       }
-      initializedCount = count
+      try wait(for: Int16(POLLIN), until: deadline, doing: "receiving \(count) bytes")
+      try fill()
     }
+    defer { forget(count) }
+    return Array(received[receivedStart..<receivedStart + count])
   }
 
   /// Receives until the server closes, by end of file or by reset, and returns what came.
   public func receiveUntilEnd(byteCountMax: Int = 256 << 20) throws -> [UInt8] {
-    var all: [UInt8] = []
-    while all.count <= byteCountMax {
-      do { all.append(contentsOf: try receive(1)) } catch WireError.ended { return all }
-      all.append(contentsOf: try receiveAvailable())
-    }
-    throw WireError.violation("more than \(byteCountMax) bytes came")
-  }
-
-  /// Receives what is there now, perhaps nothing.
-  public func receiveAvailable() throws -> [UInt8] {
-    try [UInt8](unsafeUninitializedCapacity: 1 << 20) { buffer, initializedCount in
-      let got = recv(
-        descriptor, buffer.baseAddress, buffer.count, Int32(MSG_DONTWAIT))
-      if got < 0 && ![EAGAIN, EINTR, ECONNRESET].contains(errno) {
-        throw WireError.system("recv", errno: errno)
+    let deadline = Deadline(seconds: deadlineSeconds)
+    while !hasEnded {
+      try wait(for: Int16(POLLIN), until: deadline, doing: "waiting for the end")
+      try fill()
+      guard received.count <= byteCountMax else {
+        throw WireError.violation("more than \(byteCountMax) bytes came")
       }
-      initializedCount = max(got, 0)
     }
+    defer { forget(received.count - receivedStart) }
+    return Array(received[receivedStart...])
   }
 
   /// Whether a byte or the end arrives within `seconds`.
   public func hasInput(within seconds: Double) -> Bool {
+    if received.count > receivedStart { return true }
     var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
     return poll(&entry, 1, Int32(seconds * 1000)) > 0
+  }
+
+  /// Moves what the kernel holds to the buffer; notes the end when it comes.
+  private func fill() throws {
+    let oldCount = received.count
+    let room = 256 << 10
+    received.append(contentsOf: repeatElement(0, count: room))
+    let got = received.withUnsafeMutableBytes {
+      recv(descriptor, $0.baseAddress?.advanced(by: oldCount), room, Int32(MSG_DONTWAIT))
+    }
+    let number = errno
+    received.removeLast(room - max(got, 0))
+    if got == 0 || (got < 0 && number == ECONNRESET) {
+      hasEnded = true
+    } else if got < 0 && number != EAGAIN && number != EINTR {
+      throw WireError.system("recv", errno: number)
+    }
+  }
+
+  private func forget(_ count: Int) {
+    receivedStart += count
+    guard receivedStart == received.count || receivedStart > 1 << 20 else { return }
+    received.removeFirst(receivedStart)
+    receivedStart = 0
   }
 
   public func shutDownSending() { _ = shutdown(descriptor, Int32(SHUT_WR)) }

@@ -89,7 +89,7 @@ private let longFunctionLineCount = 60
     }
   }
 
-  /// The functions of a file with their lengths, found by their indentation (swift format keeps it).
+  /// The functions of a file with their lengths, found by indentation (swift format keeps it).
   private static func functions(of source: SourceText) -> [(name: String, lineCount: Int)] {
     var open: (name: String, indent: Int, start: Int)?
     var found: [(name: String, lineCount: Int)] = []

@@ -55,7 +55,7 @@ KPKG=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ 
   [ -n "$KROOT" ] || ls "${KPKG}"_*.deb >/dev/null 2>&1 || apt-get download -q "$KPKG" 2>/dev/null
   ls busybox-static_*.deb >/dev/null 2>&1 || apt-get download -q busybox-static 2>/dev/null )
 if [ -n "$KROOT" ]; then
-  mkdir -p "$W/k/lib"; cp -r "$KROOT/boot" "$W/k/"; 
+  mkdir -p "$W/k/lib"; cp -r "$KROOT/boot" "$W/k/";
   for M0 in "$KROOT"/usr/lib/modules/* "$KROOT"/lib/modules/*; do [ -d "$M0" ] && break; done
   mkdir -p "$W/k/lib/modules"; cp -r "$M0" "$W/k/lib/modules/"
 else dpkg -x "$(ls "$OUT"/debs/"${KPKG}"_*.deb | tail -1)" "$W/k"; fi

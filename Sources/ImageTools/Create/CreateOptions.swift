@@ -11,6 +11,8 @@ public struct CreateOptions: Hashable, Sendable {
   public var clusterBits = 16
   /// qcow2 version: 2 (compat=0.10) or 3 (compat=1.1).
   public var version = 3
+  /// The value of `compat` as the user wrote it, for the line that says what was made.
+  public var compatibility: String?
   public var refcountOrder = 4
   public var usesLazyRefcounts = false
   public var backingFile: String?
@@ -43,6 +45,7 @@ public struct CreateOptions: Hashable, Sendable {
       }
       clusterBits = byteCount.trailingZeroBitCount
     case "compat":
+      compatibility = value
       switch value {
       case "0.10", "v2": version = 2
       case "1.1", "v3": version = 3

@@ -42,10 +42,8 @@ extension Header {
       throw ImageError(.unsupported, "qcow2 version \(version) is neither 2 nor 3", at: .field(4))
     }
     self.version = Int(version)
-    let fields = try VersionedFields(decoding: bytes, version: self.version)
-    guard fields.headerByteCount <= clusterByteCount else {
-      throw ImageError(.corrupt, "the header is longer than a cluster", at: .field(100))
-    }
+    let fields = try VersionedFields(
+      decoding: bytes, version: self.version, clusterByteCount: clusterByteCount)
     self.geometry = ClusterGeometry(
       clusterBits: Int(bytes.bigEndianInteger(UInt32.self, at: 20)),
       refcountOrder: fields.refcountOrder)
@@ -119,7 +117,7 @@ private struct VersionedFields {
   var compressionType: UInt8 = 0
   var unknownBytes: [UInt8] = []
 
-  init(decoding bytes: [UInt8], version: Int) throws(ImageError) {
+  init(decoding bytes: [UInt8], version: Int, clusterByteCount: Int) throws(ImageError) {
     if version == 2 { return }
     guard bytes.count >= Header.version3ByteCountMin else {
       throw ImageError(.truncated, "the file ends inside the qcow2 header", at: .zero)
@@ -137,8 +135,7 @@ private struct VersionedFields {
       throw ImageError(
         .corrupt, "header_length \(byteCount) is below 104 or no multiple of 8", at: .field(100))
     }
-    // Larger than any cluster; the caller compares with this image's cluster.
-    guard byteCount <= 1 << 21 else {
+    guard byteCount <= UInt32(clusterByteCount) else {
       throw ImageError(.corrupt, "the header is longer than a cluster", at: .field(100))
     }
     headerByteCount = Int(byteCount)
