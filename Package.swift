@@ -91,5 +91,8 @@ let package = Package(
     .testTarget(
       name: "ControlTests", dependencies: ["BlockTypes", "LinuxIO", "Sandbox", "Control"],
       swiftSettings: tests),
+    .testTarget(
+      name: "ServeTests", dependencies: ["TestSupport", "strata", "stratad"],
+      swiftSettings: tests),
   ]
 )

@@ -20,7 +20,9 @@ public enum ProgramLauncher {
     // SAFETY: strdup's copies live until they are freed; the array ends with a null pointer.
     var words = unsafe ([name] + arguments).map { unsafe strdup($0) }
     unsafe words.append(nil)
-    defer { unsafe words.forEach { unsafe free($0) } }
+    defer {
+      for index in unsafe words.indices { unsafe free(words[index]) }
+    }
     _ = unsafe execvp(path, words)
   }
 

@@ -26,6 +26,11 @@ final class ServedDisk {
   /// qemu-nbd or nbdkit in place of stratad, to test the tests; see `STRATA_CONFORMANCE_PEER`.
   static let peer = ProcessInfo.processInfo.environment["STRATA_CONFORMANCE_PEER"]
 
+  /// More arguments for stratad, such as `--aio sync`.
+  static let extraArguments =
+    (ProcessInfo.processInfo.environment["STRATA_CONFORMANCE_ARGUMENTS"] ?? "")
+    .split(separator: " ").map { String($0) }
+
   let kind: DiskKind
   let daemon: Daemon
   private let folder: TemporaryFolder
@@ -75,7 +80,7 @@ final class ServedDisk {
         daemonPath(),
         [
           image, "--format", kind.rawValue, "--socket", socket, "--export-name", exportName,
-        ] + (readOnly ? ["--read-only"] : []) + arguments, socketPath: socket)
+        ] + (readOnly ? ["--read-only"] : []) + extraArguments + arguments, socketPath: socket)
     }
   }
 

@@ -69,14 +69,13 @@ import Testing
     let bench = try Workbench()
     try bench.strata("create -q -f qcow2 image 1G")
     #expect(try bench.strata("create -q -f qcow2 image 2G").exitCode == 0)
-    let server = try bench.start("qemu-nbd -t -f qcow2 -k \(bench.path("s")) image")
-    defer { server.terminate() }
-    while !bench.exists("s") { usleep(10_000) }
+    let server = try bench.serve("qemu-nbd -f qcow2 image")
     let before = try bench.bytes(of: "image")
     let result = try bench.strata("create -q -f qcow2 image 3G")
     #expect(result.exitCode == 1)
     #expect(result.errors.contains("in use"))
     #expect(try bench.bytes(of: "image") == before)
+    withExtendedLifetime(server) {}
   }
 }
 

@@ -171,17 +171,16 @@ import Testing
   @Test func `keep us out of an image that QEMU writes, with its name`() throws {
     let bench = try Workbench()
     try bench.make(["qemu-img create -q -f qcow2 image.qcow2 10M"])
-    let server = try bench.start("qemu-nbd -t -f qcow2 -k \(bench.path("s")) image.qcow2")
-    defer { server.terminate() }
-    while !bench.exists("s") { usleep(10_000) }
+    let server = try bench.serve("qemu-nbd -f qcow2 image.qcow2")
     for access: ImageFile.Access in [.readOnly, .readWrite] {
       let error = #expect(throws: ImageFault.self) {
         try OpenChain.open(path: bench.path("image.qcow2"), format: .qcow2, access: access)
       }
       #expect(error?.kind == .inUse)
-      #expect(error?.cause.contains("\(server.processIdentifier) (qemu-nbd)") == true)
+      #expect(error?.cause.contains("\(server.processID) (qemu-nbd)") == true)
     }
     #expect(try bench.strata("info -U image.qcow2").exitCode == 0)
+    withExtendedLifetime(server) {}
   }
 
   @Test func `let many read and one write`() throws {

@@ -47,32 +47,21 @@ final class Workbench {
   }
 
   func run(_ words: [String]) throws -> CommandResult {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = words
-    process.currentDirectoryURL = URL(fileURLWithPath: folder)
     let names = ["out", "err"].map { path("\($0)-\(UUID().uuidString)") }
-    for name in names { try Data().write(to: URL(fileURLWithPath: name)) }
-    let files = try names.map { try FileHandle(forWritingTo: URL(fileURLWithPath: $0)) }
-    process.standardOutput = files[0]
-    process.standardError = files[1]
-    process.standardInput = FileHandle.nullDevice
-    try process.run()
-    process.waitUntilExit()
+    let tool = try RunningTool(words, folder: folder, outputPath: names[0], errorPath: names[1])
+    let exitCode = tool.waitForEnd()
     let texts = try names.map { try String(contentsOfFile: $0, encoding: .utf8) }
     for name in names { try FileManager.default.removeItem(atPath: name) }
-    return CommandResult(exitCode: process.terminationStatus, output: texts[0], errors: texts[1])
+    return CommandResult(exitCode: exitCode, output: texts[0], errors: texts[1])
   }
 
-  /// Starts a tool that keeps running until `stop()` of the result.
-  func start(_ line: String) throws -> Process {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = line.split(separator: " ").map(String.init)
-    process.currentDirectoryURL = URL(fileURLWithPath: folder)
-    process.standardInput = FileHandle.nullDevice
-    try process.run()
-    return process
+  /// Starts a server of QEMU's on the socket "s" and returns when it listens.
+  func serve(_ line: String) throws -> RunningTool {
+    let words = line.split(separator: " ").map(String.init) + ["-t", "-k", path("s")]
+    let tool = try RunningTool(words, folder: folder, outputPath: "/dev/null", errorPath: "/dev/null")
+    for _ in 0..<1000 where !exists("s") { usleep(10_000) }
+    guard exists("s") else { throw WorkbenchError("\(line) does not listen") }
+    return tool
   }
 
   /// The program beside the test bundle, or where `STRATA` says.
@@ -118,4 +107,44 @@ final class Workbench {
 struct WorkbenchError: Error, CustomStringConvertible {
   let description: String
   init(_ description: String) { self.description = description }
+}
+
+/// A child process, ended with its last reference. Foundation's `Process` is not used: its watch
+/// on a child's end is inherited by other children and then waits for those too.
+final class RunningTool {
+  let processID: pid_t
+  private var status: Int32?
+
+  init(_ words: [String], folder: String, outputPath: String, errorPath: String) throws {
+    var actions = posix_spawn_file_actions_t()
+    posix_spawn_file_actions_init(&actions)
+    defer { posix_spawn_file_actions_destroy(&actions) }
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+    posix_spawn_file_actions_addopen(&actions, 1, outputPath, O_WRONLY | O_CREAT, 0o600)
+    posix_spawn_file_actions_addopen(&actions, 2, errorPath, O_WRONLY | O_CREAT, 0o600)
+    // The call that changes the folder of a child is not in Swift's overlay; env(1) does it.
+    let words = ["/usr/bin/env", "-C", folder] + words
+    var arguments: [UnsafeMutablePointer<CChar>?] = words.map { strdup($0) }
+    defer { for argument in arguments { free(argument) } }
+    arguments.append(nil)
+    var processID: pid_t = 0
+    let result = posix_spawnp(&processID, words[0], &actions, nil, arguments, environ)
+    guard result == 0 else { throw WorkbenchError("\(words[0]) cannot be started: \(result)") }
+    self.processID = processID
+  }
+
+  deinit {
+    if status == nil { kill(processID, SIGTERM) }
+    waitForEnd()
+  }
+
+  /// The exit code, or 128 and the signal.
+  @discardableResult func waitForEnd() -> Int32 {
+    if let status { return status }
+    var raw: Int32 = 0
+    while waitpid(processID, &raw, 0) < 0 && errno == EINTR {}
+    let code = raw & 0x7f == 0 ? (raw >> 8) & 0xff : 128 + (raw & 0x7f)
+    status = code
+    return code
+  }
 }

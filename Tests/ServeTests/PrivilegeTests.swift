@@ -75,18 +75,15 @@ struct `stratad that is started as root` {
     let trace = fixture.folder.path("trace")
     let server = try ServedProcess(
       stratad: fixture.arguments,
-      prefix: ["strace", "-f", "-o", trace, "-e", "trace=%file,write,memfd_create"])
+      prefix: ["strace", "-D", "-f", "-o", trace, "-e", "trace=%file,write,memfd_create"])
     try server.waitUntilReady()
     let tail = try runTool("nbdinfo", "--size", "nbd+unix:///?socket=\(fixture.socket)")
     #expect(tail.output == "1048576\n")
     try runTool(
       "qemu-io", "-f", "raw", "-c", "write 0 64k", "-c", "discard 0 4k", "-c", "flush",
       "nbd+unix:///?socket=\(fixture.socket)")
-    let text = try String(contentsOfFile: trace, encoding: .utf8)
-    let daemon = try #require(text.split(separator: " ").first.flatMap { pid_t($0) })
-    kill(daemon, SIGTERM)
-    #expect(try server.waitForExit() == 0)
-    let lines = try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
+    #expect(server.stop() == 0)
+    let lines = try traceLines(of: server, in: trace)
     let ready = try #require(lines.firstIndex { $0.contains(#"write(1, "ready\n""#) })
     let opens = lines[ready...].filter { $0.contains("open") && !$0.contains("= -1") }
     #expect(opens == [])

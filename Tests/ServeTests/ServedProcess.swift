@@ -131,4 +131,18 @@ func copyProgram(_ program: String, to path: String) throws {
   guard result.code == 0 else { throw ServeError(result.error) }
 }
 
+/// The trace of a program that was started by `strace -D -o` and has ended.
+///
+/// With -D the program is the child of the test and strace a stranger, so that ending the child
+/// leaves nothing behind; strace writes its last line a little later.
+func traceLines(of process: ServedProcess, in path: String) throws -> [Substring] {
+  let deadline = Date(timeIntervalSinceNow: 10)
+  while Date() < deadline {
+    let lines = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")
+    if lines.last?.contains("+++ exited") == true { return lines }
+    usleep(5_000)
+  }
+  throw ServeError("the trace of process \(process.processID) does not end")
+}
+
 let isRoot = geteuid() == 0

@@ -49,4 +49,47 @@ import Testing
     #expect(try fixture.serve().stop() == 0)
     #expect(try fixture.serve().stop() == 0)
   }
+
+  @Test func `ends a server whose client never takes its replies within four seconds`() throws {
+    let fixture = try ServeFixture()
+    let server = try fixture.serve()
+    let client = try stalledClient(fixture)
+    let start = Date()
+    #expect(server.stop() == 0)
+    #expect(Date().timeIntervalSince(start) < 4)
+    _ = client
+  }
+
+  @Test func `for the second time is obeyed at once`() throws {
+    let fixture = try ServeFixture()
+    let server = try fixture.serve()
+    let client = try stalledClient(fixture)
+    kill(server.processID, SIGTERM)
+    usleep(300_000)
+    #expect(server.isAlive)
+    let start = Date()
+    #expect(server.stop() == 1)
+    #expect(Date().timeIntervalSince(start) < 0.5)
+    #expect(server.errorText.contains("stopped at once by a second signal"))
+    _ = client
+  }
+
+  @Test func `comes after the writes that were answered are in the file`() throws {
+    let fixture = try ServeFixture()
+    let server = try fixture.serve()
+    let client = try WireClient.entered(path: fixture.socket)
+    #expect(try client.write(4_096, [UInt8](repeating: 0xa5, count: 8_192)) == 0)
+    #expect(server.stop() == 0)
+    let bytes = try Data(contentsOf: URL(fileURLWithPath: fixture.image))
+    #expect(bytes[4_096..<12_288].allSatisfy { $0 == 0xa5 })
+    #expect(bytes[12_288] == 0)
+  }
+
+  /// A client with more replies to come than the socket's buffers hold.
+  private func stalledClient(_ fixture: ServeFixture) throws -> WireClient {
+    let client = try WireClient.entered(path: fixture.socket, structured: false)
+    for _ in 0..<16 { try client.send(.read, offset: 0, length: 1 << 20) }
+    usleep(300_000)
+    return client
+  }
 }

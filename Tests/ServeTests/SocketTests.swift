@@ -43,15 +43,17 @@ import Testing
     let server = try ServedProcess(
       stratad: fixture.arguments + ["--socket-mode", "0640"],
       prefix: [
-        "strace", "-o", trace, "-e", "trace=umask,bind,listen,chmod,fchmod,fchmodat,chown,lchown",
+        "strace", "-D", "-o", trace, "-e",
+        "trace=umask,bind,listen,chmod,fchmod,fchmodat,chown,lchown",
       ])
     try server.waitUntilReady()
-    let lines = try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
+    #expect(mode(of: fixture.socket) == 0o640)
+    #expect(server.stop() == 0)
+    let lines = try traceLines(of: server, in: trace)
     let bind = try #require(lines.firstIndex { $0.contains("bind(") })
     let before = try #require(lines[..<bind].last)
     #expect(before.hasPrefix("umask(0137)"))
     #expect(!lines.contains { $0.contains("chmod") })
-    #expect(mode(of: fixture.socket) == 0o640)
   }
 
   @Test(.enabled(if: isRoot, "needs root"))
@@ -60,16 +62,17 @@ import Testing
     let trace = fixture.folder.path("trace")
     let server = try ServedProcess(
       stratad: fixture.arguments + ["--socket-owner", "54321:54322"],
-      prefix: ["strace", "-o", trace, "-e", "trace=listen,lchown"])
+      prefix: ["strace", "-D", "-o", trace, "-e", "trace=listen,lchown"])
     try server.waitUntilReady()
-    let lines = try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
-    let chown = try #require(lines.firstIndex { $0.contains("chown(") })
-    let listen = try #require(lines.firstIndex { $0.contains("listen(") })
-    #expect(chown < listen)
     var status = stat()
     #expect(lstat(fixture.socket, &status) == 0)
     #expect(status.st_uid == 54_321)
     #expect(status.st_gid == 54_322)
+    #expect(server.stop() == 0)
+    let lines = try traceLines(of: server, in: trace)
+    let chown = try #require(lines.firstIndex { $0.contains("chown(") })
+    let listen = try #require(lines.firstIndex { $0.contains("listen(") })
+    #expect(chown < listen)
   }
 
   @Test func `has an owner that exists`() throws {

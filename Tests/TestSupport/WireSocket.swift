@@ -12,6 +12,7 @@ public final class WireSocket {
   private var received: [UInt8] = []
   private var receivedStart = 0
   private var hasEnded = false
+  private let scratch = UnsafeMutableBufferPointer<UInt8>.allocate(capacity: 256 << 10)
 
   public init(connectingTo path: String, deadlineSeconds: Double = 20) throws {
     self.deadlineSeconds = deadlineSeconds
@@ -31,7 +32,10 @@ public final class WireSocket {
     guard result == 0 else { throw WireError.system("connect", errno: errno) }
   }
 
-  deinit { Glibc.close(descriptor) }
+  deinit {
+    Glibc.close(descriptor)
+    scratch.deallocate()
+  }
 
   /// Sends all of `bytes`, and takes in replies meanwhile: a server may stop reading until its
   /// replies are read.
@@ -41,7 +45,7 @@ public final class WireSocket {
     while position < bytes.count {
       let events = Int16(POLLOUT) | (hasEnded ? 0 : Int16(POLLIN))
       try wait(for: events, until: deadline, doing: "sending \(bytes.count) bytes")
-      if !hasEnded { try fill() }
+      if !hasEnded, hasInput(within: 0) { try fill() }
       position += try sendSome(bytes[position...])
     }
   }
@@ -93,14 +97,9 @@ public final class WireSocket {
 
   /// Moves what the kernel holds to the buffer; notes the end when it comes.
   private func fill() throws {
-    let oldCount = received.count
-    let room = 256 << 10
-    received.append(contentsOf: repeatElement(0, count: room))
-    let got = received.withUnsafeMutableBytes {
-      recv(descriptor, $0.baseAddress?.advanced(by: oldCount), room, Int32(MSG_DONTWAIT))
-    }
+    let got = recv(descriptor, scratch.baseAddress, scratch.count, Int32(MSG_DONTWAIT))
     let number = errno
-    received.removeLast(room - max(got, 0))
+    if got > 0 { received.append(contentsOf: UnsafeBufferPointer(rebasing: scratch[..<got])) }
     if got == 0 || (got < 0 && number == ECONNRESET) {
       hasEnded = true
     } else if got < 0 && number != EAGAIN && number != EINTR {

@@ -101,9 +101,9 @@ struct NewImage {
     guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
     var line = "Formatting '\(path)', fmt=qcow2 cluster_size=\(1 << options.clusterBits) "
     line += "extended_l2=off compression_type=zlib size=\(size)"
+    if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat { line += " backing_fmt=\(backingFormat.rawValue)" }
-    if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     line += " lazy_refcounts=\(options.usesLazyRefcounts ? "on" : "off")"
     return line + " refcount_bits=\(1 << options.refcountOrder)"
   }
