@@ -10,7 +10,8 @@ extension RawSpan {
     _ type: T.Type, at offset: Int
   ) -> T {
     precondition(
-      offset >= 0 && MemoryLayout<T>.size <= byteCount && offset <= byteCount - MemoryLayout<T>.size,
+      offset >= 0 && MemoryLayout<T>.size <= byteCount
+        && offset <= byteCount - MemoryLayout<T>.size,
       "a load passes the end of its span")
     // SAFETY: the bounds were checked above, and every bit pattern of an integer is valid.
     return unsafe T(bigEndian: unsafeLoadUnaligned(fromUncheckedByteOffset: offset, as: T.self))

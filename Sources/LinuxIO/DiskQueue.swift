@@ -313,7 +313,8 @@ import Glibc
         result = unsafe preadv(descriptor, vectors.base + index * 3, vectorCount, offset)
       case .write:
         result = unsafe clinux_write(
-          descriptor, vectors.base + index * 3, vectorCount, Int64(offset), operation.isDurable ? 1 : 0)
+          descriptor, vectors.base + index * 3, vectorCount, Int64(offset),
+          operation.isDurable ? 1 : 0)
       case .flush:
         result = Int(fdatasync(descriptor))
       }
@@ -333,7 +334,8 @@ import Glibc
     doNow(.read, file, offset, piece)
   }
 
-  private mutating func doNow(_ kind: Kind, _ file: Int, _ offset: UInt64, _ piece: Piece) -> Int32 {
+  private mutating func doNow(_ kind: Kind, _ file: Int, _ offset: UInt64, _ piece: Piece) -> Int32
+  {
     let index = take()
     defer {
       free[freeCount] = Int32(index)

@@ -25,6 +25,7 @@ public struct EventCounter: ~Copyable, Sendable {
 
   public func signal() {
     var one: UInt64 = 1
+    // SAFETY: eight bytes of a local variable, as eventfd(2) asks for; here and in `take`.
     let written = unsafe write(descriptor, &one, 8)
     precondition(written == 8, "an event counter overflowed")
   }

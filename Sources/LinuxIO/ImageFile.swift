@@ -32,6 +32,7 @@ public struct ImageFile: ~Copyable, Sendable {
   /// things has side effects. O_NONBLOCK keeps the open of a FIFO from waiting.
   public init(opening path: String, access: Access) throws(SystemError) {
     let mode = access == .readOnly ? O_RDONLY : O_RDWR
+    // SAFETY: here and below the kernel reads a C string or fills a local value during the call.
     let descriptor = try SystemError.check(
       unsafe clinux_open(path, mode | O_CLOEXEC | O_NONBLOCK, 0), "open")
     try self.init(adopting: descriptor)
@@ -99,6 +100,7 @@ public struct ImageFile: ~Copyable, Sendable {
     var bytes = [UInt8](repeating: 0, count: byteCount)
     var done = 0
     while done < byteCount {
+      // SAFETY: `done` is below the array's count, and no more than the rest is asked for.
       let count = unsafe bytes.withUnsafeMutableBytes { buffer in
         unsafe pread(
           descriptor, buffer.baseAddress! + done, byteCount - done,
@@ -119,6 +121,7 @@ public struct ImageFile: ~Copyable, Sendable {
   public func write(_ bytes: [UInt8], at offset: UInt64) throws(SystemError) {
     var done = 0
     while done < bytes.count {
+      // SAFETY: as in `read`.
       let count = unsafe bytes.withUnsafeBytes { buffer in
         unsafe pwrite(
           descriptor, buffer.baseAddress! + done, bytes.count - done,

@@ -12,7 +12,8 @@ public enum LocalTime {
     var time = time_t(seconds)
     var parts = unsafe tm()
     guard unsafe localtime_r(&time, &parts) != nil else { return "?" }
-    let date = [Int(unsafe parts.tm_year) + 1900, Int(unsafe parts.tm_mon) + 1]
+    let date =
+      [Int(unsafe parts.tm_year) + 1900, Int(unsafe parts.tm_mon) + 1]
       + [Int(unsafe parts.tm_mday)]
     let clock = unsafe [parts.tm_hour, parts.tm_min, parts.tm_sec].map(Int.init)
     return date.map(pad).joined(separator: "-") + " " + clock.map(pad).joined(separator: ":")

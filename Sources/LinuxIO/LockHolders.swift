@@ -43,7 +43,9 @@ enum LockHolders {
       // SAFETY: the kernel ends `d_name` with a NUL inside the entry, which lives until the next
       // call on this stream.
       let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-        unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
+        unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) {
+          unsafe String(cString: $0)
+        }
       }
       names.append(name)
     }

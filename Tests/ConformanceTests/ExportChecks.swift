@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Checks of LIST, INFO, GO, EXPORT_NAME and the transmission flags, against a running server.
-// Spec: proto.md, "Option types", "Transmission flags"; tests are named by their line in nbd-checks.
+// Spec: proto.md, "Option types", "Transmission flags"; tests are named by their line in
+// nbd-checks.
 
 import TestSupport
 import Testing

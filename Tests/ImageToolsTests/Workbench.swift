@@ -128,7 +128,15 @@ final class RunningTool {
     defer { for argument in arguments { free(argument) } }
     arguments.append(nil)
     var processID: pid_t = 0
-    let result = posix_spawnp(&processID, words[0], &actions, nil, arguments, environ)
+    // Threads of Swift's pool block signals, and a child would inherit that.
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    var signals = sigset_t()
+    sigemptyset(&signals)
+    posix_spawnattr_setsigmask(&attributes, &signals)
+    posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+    let result = posix_spawnp(&processID, words[0], &actions, &attributes, arguments, environ)
     guard result == 0 else { throw WorkbenchError("\(words[0]) cannot be started: \(result)") }
     self.processID = processID
   }

@@ -111,6 +111,23 @@ extension ImageStack {
     }
   }
 
+  /// Whether the cluster holds the header, the L1 table, the refcount table or the block that
+  /// claims it to be free: counts that say so are damaged, and believing them would destroy the
+  /// image.
+  private func holdsTables(_ cluster: UInt64, _ geometry: ClusterGeometry) -> Bool {
+    let start = cluster * geometry.clusterByteCount
+    let range = ByteRange(start: start, end: start + geometry.clusterByteCount)
+    let l1 = ByteRange(
+      start: layers[0].l1TableOffset,
+      end: layers[0].l1TableOffset + UInt64(layers[0].l1.count * 8))
+    let table = ByteRange(
+      start: allocator.tableOffset,
+      end: allocator.tableOffset + UInt64(allocator.table.count * 8))
+    let entryBits = UInt64(geometry.clusterBits + 3 - geometry.refcountOrder)
+    let block = allocator.table[Int(cluster >> entryBits)] & ~511
+    return cluster == 0 || range.overlaps(l1) || range.overlaps(table) || block == start
+  }
+
   /// Takes the free clusters from `first` on, as many as lie in the page, the file and the wish.
   private mutating func takeRun(
     _ index: Int, _ page: Int, _ first: Int, _ wanted: Int, _ place: CountPlace,
@@ -118,6 +135,7 @@ extension ImageStack {
   ) -> Taken {
     let cluster = allocator.searchCluster
     let clusterByteCount = geometry.clusterByteCount
+    guard !holdsTables(cluster, geometry) else { return .failed(.io) }
     let isFresh = cluster >= allocator.freshCluster
     var limit = min(wanted, place.countsPerPage - first)
     if !isFresh { limit = min(limit, Int(clamping: allocator.freshCluster - cluster)) }
@@ -125,7 +143,11 @@ extension ImageStack {
     let buffer = cache.pages[page].buffer
     var count = 1
     buffer.withSpan(0, geometry.pageByteCount) { span in
-      while count < limit, Refcount.load(span, at: first + count, order: order) == 0 { count += 1 }
+      while count < limit, !holdsTables(cluster + UInt64(count), geometry),
+        Refcount.load(span, at: first + count, order: order) == 0
+      {
+        count += 1
+      }
     }
     let end = (cluster + UInt64(count)) * clusterByteCount
     if end > allocator.fileByteCount {

@@ -24,7 +24,8 @@ extension ImageStack {
     guard plan.byteCount <= Header.refcountTableByteCountMax else { return .failed(.noSpace) }
     let start = UInt64(allocator.table.count) * geometry.refcountBlockEntryCount
     let startByte = start * geometry.clusterByteCount
-    let end = startByte + UInt64(plan.blockCount + plan.tableClusterCount)
+    let end =
+      startByte + UInt64(plan.blockCount + plan.tableClusterCount)
       * geometry.clusterByteCount
     guard allocator.canGrow else { return .failed(.noSpace) }
     let failure = moveTable(plan, startByte: startByte, end: end)

@@ -36,7 +36,9 @@ extension ImageStack {
       var hasRoom = true
       switch resolve(cursor, end, from: 0) {
       case .zero(let layer, let byteCount, let isProvisioned):
-        let status = isProvisioned ? AllocationStatus.zero
+        let status =
+          isProvisioned
+          ? AllocationStatus.zero
           : AllocationStatus.zero | AllocationStatus.hole
         hasRoom = addStatus(index, byteCount, status, depth: layer.map { $0 + 1 } ?? 0)
       case .compressed(let layer, _, let byteCount):

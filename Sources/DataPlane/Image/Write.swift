@@ -187,7 +187,8 @@ extension ImageStack {
     }
     switch first {
     case .inPlace:
-      let isSettled = !cache.pages[page].isDirty && !cache.pages[page].isBeingWritten
+      let isSettled =
+        !cache.pages[page].isDirty && !cache.pages[page].isBeingWritten
         && !flush.isUnreferenced(Int(cache.pages[page].l1Index))
       return .inPlace(
         host: firstHost + inCluster, byteCount: min(covered, end - cursor), isSettled: isSettled)

@@ -272,7 +272,8 @@ extension ImageStack {
     let isTrim = requests.slots[index].command == .trim
     let keepsSpace = !isTrim && requests.slots[index].flags.contains(.noHole)
     // A trim gives back whole blocks only; zeroing is exact to the byte.
-    let range = isTrim
+    let range =
+      isTrim
       ? ByteRange(start: start, end: end).roundedIn(to: max(alignment, 4096))
       : ByteRange(start: start, end: end)
     submitToPool(index) {
