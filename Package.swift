@@ -94,5 +94,12 @@ let package = Package(
     .testTarget(
       name: "ServeTests", dependencies: ["TestSupport", "strata", "stratad"],
       swiftSettings: tests),
+
+    // T: images, their headers, tables and verbs; QEMU's tools are the peers.
+    .testTarget(name: "Qcow2Tests", dependencies: ["BlockTypes", "Qcow2"], swiftSettings: tests),
+    .testTarget(
+      name: "ImageToolsTests",
+      dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate", "ImageTools", "strata"],
+      swiftSettings: tests),
   ]
 )

@@ -40,7 +40,7 @@ public enum PlanCompiler {
   public static func compile(
     _ config: ExportConfig, layers: [OpenedLayer]
   ) throws(ControlError) -> ExportPlan {
-    let diskByteCount = layers[0].diskByteCount
+    let diskByteCount = layers[0].exactDiskByteCount
     guard diskByteCount.isMultiple(of: config.minimumBlockByteCount) else {
       throw ControlError(
         config.imagePath,
@@ -64,7 +64,7 @@ public enum PlanCompiler {
   private static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
     LayerPlan(
       storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
-      diskByteCount: layer.diskByteCount)
+      diskByteCount: layer.exactDiskByteCount)
   }
 
   private static func validate(text: String, option: String) throws(ControlError) {

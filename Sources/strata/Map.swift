@@ -32,7 +32,9 @@ struct Map: ParsableCommand {
     let start = try startOffset.map {
       try CreateOptions.byteCount($0, of: "--start-offset", path: file)
     }
-    let length = try maxLength.map { try CreateOptions.byteCount($0, of: "--max-length", path: file) }
+    let length = try maxLength.map {
+      try CreateOptions.byteCount($0, of: "--max-length", path: file)
+    }
     let isHuman = output == .human
     var count = 0
     try ImageTools.Map.run(

@@ -24,7 +24,7 @@ enum Main {
       Strata.exit(withError: error)
     } catch let error as ValidationError {
       Strata.exit(withError: error)
-    } catch where Strata.exitCode(for: error) == .success {
+    } catch  where Strata.exitCode(for: error) == .success {
       Strata.exit(withError: error)  // --help of a subcommand
     } catch {
       report("strata: \(error)")

@@ -14,8 +14,9 @@ import Testing
     0x55, 0x41, 0x21, 0x00, 0x00,
   ]
 
-  static let content = Array((String(repeating: "strata ", count: 64)
-    + String(repeating: "x", count: 64)).utf8)
+  static let content = Array(
+    (String(repeating: "strata ", count: 64)
+      + String(repeating: "x", count: 64)).utf8)
 
   @Test func `gives its content`() {
     let (result, bytes) = Self.inflate(Self.compressed, into: 512)

@@ -24,7 +24,9 @@ import Testing
     #expect(layers.map(\.format) == [.qcow2, .qcow2, .raw])
     #expect(
       layers.map(\.path)
-        == [bench.path("top.qcow2"), bench.path("below/middle.qcow2"), bench.path("below/base.raw")])
+        == [
+          bench.path("top.qcow2"), bench.path("below/middle.qcow2"), bench.path("below/base.raw"),
+        ])
     #expect(layers.map(\.diskByteCount) == [1 << 20, 1 << 20, 1 << 20])
   }
 

@@ -58,7 +58,8 @@ final class Workbench {
   /// Starts a server of QEMU's on the socket "s" and returns when it listens.
   func serve(_ line: String) throws -> RunningTool {
     let words = line.split(separator: " ").map(String.init) + ["-t", "-k", path("s")]
-    let tool = try RunningTool(words, folder: folder, outputPath: "/dev/null", errorPath: "/dev/null")
+    let tool = try RunningTool(
+      words, folder: folder, outputPath: "/dev/null", errorPath: "/dev/null")
     for _ in 0..<1000 where !exists("s") { usleep(10_000) }
     guard exists("s") else { throw WorkbenchError("\(line) does not listen") }
     return tool

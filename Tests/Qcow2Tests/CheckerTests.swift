@@ -55,6 +55,7 @@ struct MemoryImage {
       let bytes = bytes
       return try Checker(
         header: header, fileByteCount: UInt64(bytes.count),
+        allocatedByteCount: UInt64(bytes.count),
         read: { (offset, byteCount) throws(ImageError) in
           guard offset < bytes.count else { return [] }
           return Array(bytes[Int(offset)..<min(bytes.count, Int(offset) + byteCount)])
@@ -88,7 +89,8 @@ struct MemoryImage {
   @Test func `has an L1 table of at most 32 MiB`() throws {
     // 512-byte clusters: each L1 entry maps 32 KiB, so 2^22 entries map 128 GiB.
     let geometry = ClusterGeometry(clusterBits: 9, refcountOrder: 4)
-    #expect(try NewImageLayout(geometry: geometry, diskByteCount: 128 << 30).l1EntryCount == 1 << 22)
+    #expect(
+      try NewImageLayout(geometry: geometry, diskByteCount: 128 << 30).l1EntryCount == 1 << 22)
     #expect(throws: ImageError.self) {
       try NewImageLayout(geometry: geometry, diskByteCount: (128 << 30) + 1)
     }
@@ -167,7 +169,8 @@ struct MemoryImage {
     for _ in 0..<400 {
       var image = try Self.imageWithData().image
       for _ in 0..<(1 + Int(random.next() % 6)) {
-        let offset = image.clusterByteCount
+        let offset =
+          image.clusterByteCount
           + Int(random.next() % UInt64(image.bytes.count - image.clusterByteCount))
         image.bytes[offset] = UInt8(truncatingIfNeeded: random.next())
       }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From a client's bytes to requests. Back-pressure is not reading: a client whose next request
-// finds no slot or no buffer of its share keeps its bytes in the socket, and nobody else waits.
-// Spec: proto.md, "Transmission phase", "Request message".
+// From a client's bytes to handshake options and request headers.
+// Spec: proto.md, "Handshake phase", "Request message".
 
 import BlockTypes
 import LinuxIO
@@ -68,7 +67,7 @@ extension ExportLoop {
   }
 
   /// The part of a request's buffer that its payload has not filled yet.
-  private func payloadPiece(_ slot: Int) -> DiskQueue.Piece {
+  func payloadPiece(_ slot: Int) -> DiskQueue.Piece {
     let request = image.requests.slots[slot]
     let start = request.offset - request.bufferStart + request.receivedByteCount
     return DiskQueue.Piece(
@@ -88,7 +87,7 @@ extension ExportLoop {
   }
 
   /// Bytes that were received and are not understood yet.
-  private func unreadByteCount(_ index: Int) -> Int {
+  func unreadByteCount(_ index: Int) -> Int {
     connections[index].receivedEnd - connections[index].received
   }
 
@@ -196,145 +195,5 @@ extension ExportLoop {
     connections[index].drainByteCount -= UInt64(count)
     if connections[index].drainByteCount == 0 { refuse(index) }
     return true
-  }
-
-  // MARK: Starting
-
-  private mutating func execute(
-    _ index: Int, _ header: RequestHeader, _ command: Command
-  ) -> Bool {
-    let range = ByteRange(start: header.offset, end: header.offset + header.length)
-      .roundedOut(to: image.alignment)
-    let bufferByteCount: Int
-    switch command {
-    case .read, .write: bufferByteCount = header.length == 0 ? 0 : Int(range.byteCount)
-    case .blockStatus: bufferByteCount = StatusExtents.bufferByteCount
-    case .disconnect, .flush, .trim, .cache, .writeZeroes, .resize: bufferByteCount = 0
-    }
-    let charged = bufferByteCount == 0 ? 0 : BufferPool.roundedByteCount(bufferByteCount)
-    guard hasShare(index, charged), let slot = image.requests.acquire() else {
-      stall(index)
-      return false
-    }
-    connections[index].received += RequestHeader.byteCount
-    connections[index].requestCount += 1
-    connections[index].bufferByteCount += charged
-    image.requests.slots[slot].connection = Int32(index)
-    image.requests.slots[slot].command = command
-    image.requests.slots[slot].flags = header.flags
-    image.requests.slots[slot].cookie = header.cookie
-    image.requests.slots[slot].offset = header.offset
-    image.requests.slots[slot].length = header.length
-    image.requests.slots[slot].bufferStart = range.start
-    image.requests.slots[slot].chargedByteCount = charged
-    image.requests.slots[slot].stage = .receiving
-    if charged > 0 {
-      guard let buffer = image.buffers.acquire(byteCount: bufferByteCount) else {
-        image.requests.slots[slot].error = .noMemory
-        return finishWithoutWork(index, slot, header, command)
-      }
-      image.requests.slots[slot].buffer = buffer
-    }
-    if header.length == 0, command != .flush {
-      return finishWithoutWork(index, slot, header, command)
-    }
-    if command == .write {
-      connections[index].payloadSlot = Int32(slot)
-      return takePayload(index)
-    }
-    image.requests.slots[slot].wantsHoles =
-      connections[index].rules!.negotiated.structuredReplies
-      && !header.flags.contains(.dontFragment)
-    image.start(slot)
-    return true
-  }
-
-  /// Whether the client may hold another request with a buffer of `byteCount`.
-  private func hasShare(_ index: Int, _ byteCount: Int) -> Bool {
-    let limits = plan.limits
-    let count = connections[index].requestCount
-    if count == 0 { return true }
-    return count < limits.requestsPerConnectionMax
-      && connections[index].bufferByteCount + byteCount <= limits.bufferBytesPerConnectionMax
-  }
-
-  /// Answers a request that has nothing to do, or no memory to do it in.
-  private mutating func finishWithoutWork(
-    _ index: Int, _ slot: Int, _ header: RequestHeader, _ command: Command
-  ) -> Bool {
-    if command == .write, header.length > 0 {
-      // The payload has to be taken out of the stream first.
-      connections[index].drainError = .ENOMEM
-      connections[index].drainCookie = header.cookie
-      connections[index].drainCommand = header.command
-      connections[index].drainByteCount = header.length
-      retire(slot)
-      return true
-    }
-    image.requests.slots[slot].stage = .finished
-    image.finished.append(slot, &image.requests.slots)
-    return true
-  }
-
-  /// Copies what has arrived of a payload behind its header, and starts the request when it is
-  /// whole.
-  private mutating func takePayload(_ index: Int) -> Bool {
-    let slot = Int(connections[index].payloadSlot)
-    let piece = payloadPiece(slot)
-    let count = min(piece.byteCount, unreadByteCount(index))
-    piece.buffer.copy(
-      piece.start, from: connections[index].buffer, connections[index].received, count)
-    connections[index].received += count
-    image.requests.slots[slot].receivedByteCount += UInt64(count)
-    guard image.requests.slots[slot].receivedByteCount == image.requests.slots[slot].length else {
-      return false
-    }
-    connections[index].payloadSlot = -1
-    image.start(slot)
-    return true
-  }
-
-  // MARK: Waiting
-
-  private mutating func stall(_ index: Int) {
-    guard !connections[index].isStalled else { return }
-    connections[index].isStalled = true
-    stalledCount += 1
-  }
-
-  /// Lets clients go on that waited for a slot or a buffer. Returns whether one did.
-  mutating func resumeStalled() -> Bool {
-    guard stalledCount > 0 else { return false }
-    var resumed = false
-    for index in 0..<connections.capacity {
-      guard connections.isOccupied(index), connections[index].isStalled else { continue }
-      let before = connections[index].received
-      connections[index].isStalled = false
-      stalledCount -= 1
-      parse(index)
-      guard connections.isOccupied(index) else {
-        resumed = true
-        continue
-      }
-      if !connections[index].isStalled, !connections[index].isWatched { receive(index) }
-      resumed = resumed || !connections.isOccupied(index) || connections[index].received != before
-    }
-    return resumed
-  }
-
-  /// Watches for what the connection can use now.
-  mutating func updateInterest(_ index: Int) {
-    guard connections[index].isWatched else { return }
-    var wanted: EventLoop.Interest = []
-    switch connections[index].phase {
-    case .handshake, .transmission:
-      if !connections[index].isStalled { wanted.insert(.readable) }
-    case .finishing: break
-    }
-    if connections[index].isBlockedOnSend { wanted.insert(.writable) }
-    guard wanted != connections[index].interest else { return }
-    connections[index].interest = wanted
-    events.change(
-      connections[index].socket.descriptor, wanted, token: Source.connection.token(index))
   }
 }

@@ -26,7 +26,8 @@ struct LayerSource {
     let name = BackingName(recorded)
     if let scheme = name.scheme {
       throw ImageFault(
-        layer.path, "the backing file '\(recorded)' names the protocol '\(scheme)', but only files "
+        layer.path,
+        "the backing file '\(recorded)' names the protocol '\(scheme)', but only files "
           + "are supported",
         wayOut: "point the overlay to a file (qemu-img rebase -u -b ./NAME -F FORMAT)",
         kind: .unsupported)
@@ -36,7 +37,8 @@ struct LayerSource {
     guard let recordedFormat = header.backingFormat else {
       guard options.detection == .all else {
         throw ImageFault(
-          layer.path, "the format of the backing file '\(recorded)' is not recorded and is not "
+          layer.path,
+          "the format of the backing file '\(recorded)' is not recorded and is not "
             + "guessed",
           wayOut: "record it (qemu-img rebase -u -b '\(recorded)' -F FORMAT '\(layer.path)')",
           kind: .refused)
@@ -46,7 +48,8 @@ struct LayerSource {
     }
     guard let format = ImageFormat(rawValue: recordedFormat) else {
       throw ImageFault(
-        layer.path, "the backing file '\(recorded)' has the format '\(recordedFormat)', which is "
+        layer.path,
+        "the backing file '\(recorded)' has the format '\(recordedFormat)', which is "
           + "not supported",
         wayOut: "convert it (qemu-img convert -O qcow2)", kind: .unsupported)
     }

@@ -12,8 +12,11 @@ public struct OpenedLayer: Sendable {
   public let format: ImageFormat
   /// nil for a raw image.
   public let header: Header?
-  /// Bytes of the disk that this layer describes; a raw image's size counts whole sectors.
+  /// Bytes of the disk that this layer describes; a raw image's size counts whole sectors, as
+  /// QEMU's tools report it.
   public let diskByteCount: UInt64
+  /// The same, to the byte: what an export of this image offers.
+  public let exactDiskByteCount: UInt64
 
   /// The path as resolved: what the user named, or the backing name from its image's folder.
   public var path: String { storage.path }
@@ -26,7 +29,8 @@ public struct OpenedLayer: Sendable {
     self.storage = storage
     self.format = .raw
     self.header = nil
-    self.diskByteCount = try storage.byteCount().alignedUp(to: 512)
+    self.exactDiskByteCount = try storage.byteCount()
+    self.diskByteCount = exactDiskByteCount.alignedUp(to: 512)
   }
 
   /// Describes a qcow2 image with a header that was decoded from this file.
@@ -35,6 +39,7 @@ public struct OpenedLayer: Sendable {
     self.format = .qcow2
     self.header = header
     self.diskByteCount = header.diskByteCount
+    self.exactDiskByteCount = header.diskByteCount
   }
 
   /// Whether the file starts as a qcow2 image does.

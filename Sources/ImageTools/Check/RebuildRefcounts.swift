@@ -52,6 +52,7 @@ public enum RebuildRefcounts {
     let path = reader.storage.path
     return try Checker(
       header: header, fileByteCount: reader.fileByteCount,
+      allocatedByteCount: try reader.storage.allocatedByteCount(),
       read: { (offset, byteCount) throws(ImageFault) in try reader.read(offset, byteCount) },
       fault: { ImageFault(path, $0) }, finding: finding)
   }

@@ -40,7 +40,8 @@ public enum Create {
     let name = BackingName(backingFile)
     if let scheme = name.scheme {
       throw ImageFault(
-        path, "the backing file '\(backingFile)' names the protocol '\(scheme)', but only files are "
+        path,
+        "the backing file '\(backingFile)' names the protocol '\(scheme)', but only files are "
           + "supported", wayOut: "write ./\(backingFile) if it is a file", kind: .unsupported)
     }
     guard options.opensBackingFile else { return [] }

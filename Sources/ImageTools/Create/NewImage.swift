@@ -103,7 +103,9 @@ struct NewImage {
     line += "extended_l2=off compression_type=zlib size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
-    if let backingFormat = options.backingFormat { line += " backing_fmt=\(backingFormat.rawValue)" }
+    if let backingFormat = options.backingFormat {
+      line += " backing_fmt=\(backingFormat.rawValue)"
+    }
     line += " lazy_refcounts=\(options.usesLazyRefcounts ? "on" : "off")"
     return line + " refcount_bits=\(1 << options.refcountOrder)"
   }

@@ -83,7 +83,8 @@ struct LayerMap {
     let l1Index = geometry.l1Index(of: guest)
     let l1 = L1Entry(
       rawValue: try l1Slice.word(
-        l1Index, ofTableAt: header.l1TableOffset.byteOffset, entryCount: header.l1EntryCount, reader))
+        l1Index, ofTableAt: header.l1TableOffset.byteOffset, entryCount: header.l1EntryCount, reader
+      ))
     guard l1.isValid(in: geometry) else {
       throw ImageFault(layer.path, "L1 entry \(l1Index) is damaged", kind: .corrupt)
     }

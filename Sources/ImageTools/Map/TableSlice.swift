@@ -17,7 +17,9 @@ struct TableSlice {
     _ index: Int, ofTableAt table: UInt64, entryCount: Int, _ reader: MetadataReader
   ) throws(ImageFault) -> UInt64 {
     precondition(index < entryCount, "a table entry is outside its table")
-    if words.isEmpty || table != self.table || index / Self.entryCount != firstIndex / Self.entryCount {
+    if words.isEmpty || table != self.table
+      || index / Self.entryCount != firstIndex / Self.entryCount
+    {
       firstIndex = index / Self.entryCount * Self.entryCount
       let count = min(Self.entryCount, entryCount - firstIndex)
       let bytes = try reader.read(table + UInt64(firstIndex) * 8, count * 8)

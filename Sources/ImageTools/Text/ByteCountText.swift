@@ -67,7 +67,8 @@ public enum ByteCountText {
     let (quotient, remainder) = divisor.dividingFullWidth(product)
     // Round half to even, as printf does with an exact binary value.
     let twice = remainder.multipliedReportingOverflow(by: 2)
-    let roundsUp = twice.partialValue > divisor
+    let roundsUp =
+      twice.partialValue > divisor
       || (twice.partialValue == divisor && quotient % 2 == 1)
     let value = quotient + (roundsUp ? 1 : 0)
     if decimals == 0 { return "\(value)" }

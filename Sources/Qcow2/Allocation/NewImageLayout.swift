@@ -44,7 +44,9 @@ public struct NewImageLayout: Hashable, Sendable {
       let perBlock = geometry.refcountBlockEntryCount
       let neededBlocks = (total + perBlock - 1) / perBlock
       let neededClusters = geometry.clusterCount(for: neededBlocks * 8)
-      if neededBlocks <= blocks && neededClusters <= tableClusters { return (blocks, tableClusters) }
+      if neededBlocks <= blocks && neededClusters <= tableClusters {
+        return (blocks, tableClusters)
+      }
       blocks = max(blocks, neededBlocks)
       tableClusters = max(tableClusters, neededClusters)
     }

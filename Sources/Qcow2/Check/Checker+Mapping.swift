@@ -42,7 +42,7 @@ extension Checker {
     guard table < fileByteCount else { return }
     tables[table, default: L2TableUse()].times &+= 1  // at most tableEntryCountMax
     if isActive { tables[table, default: L2TableUse()].activeTimes &+= 1 }
-    guard tables.count <= Self.l2TableCountMax else {
+    guard tables.count <= l2TableCountMax else {
       throw fault(ImageError(.unsupported, "the image has too many L2 tables to be checked"))
     }
   }

@@ -58,15 +58,23 @@ extension Checker {
         try compare(block, first..<end, &highest)
       }
       first = end
+      if first / perBlock >= refcountTableEntryCount {
+        // No block counts these; only references matter.
+        first = counts.nextCandidate(from: first) / perBlock * perBlock
+        if first < end { first = end }
+      }
     }
     report.imageEndOffset = (highest + 1) << UInt64(header.geometry.clusterBits)
+  }
+
+  private var refcountTableEntryCount: UInt64 {
+    UInt64(header.refcountTableClusterCount) << UInt64(header.geometry.clusterBits - 3)
   }
 
   /// The bytes of refcount block `index`; none where no block is or where it reads as zeroes.
   private func refcountBlock(at index: UInt64) throws(Failure) -> [UInt8] {
     let geometry = header.geometry
-    let entryCount = UInt64(header.refcountTableClusterCount) << UInt64(geometry.clusterBits - 3)
-    guard index < entryCount else { return [] }
+    guard index < refcountTableEntryCount else { return [] }
     let entry = try words(at: header.refcountTableOffset.byteOffset + index * 8, count: 1)
     guard let word = entry.first, let offset = refcountBlockOffset(word), offset < fileByteCount
     else { return [] }

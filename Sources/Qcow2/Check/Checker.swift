@@ -27,11 +27,14 @@ public struct Checker<Failure: Error> {
   static var chunkByteCount: Int { 1 << 20 }
   /// L1 entries and bitmap table entries that are looked at, over all snapshots and bitmaps.
   static var tableEntryCountMax: Int { 1 << 26 }
-  /// L2 tables that an image can have in this check.
-  static var l2TableCountMax: Int { 1 << 24 }
+  /// L2 tables that an image can have: those that take space, and some that lie in holes.
+  let l2TableCountMax: Int
 
+  /// - Parameters:
+  ///   - fileByteCount: bytes that the file spans.
+  ///   - allocatedByteCount: bytes that the file occupies; bounds the memory of the check.
   public init(
-    header: Header, fileByteCount: UInt64,
+    header: Header, fileByteCount: UInt64, allocatedByteCount: UInt64,
     read: @escaping (_ offset: UInt64, _ byteCount: Int) throws(Failure) -> [UInt8],
     fault: @escaping (ImageError) -> Failure, finding: @escaping (CheckFinding) -> Void
   ) throws(Failure) {
@@ -41,10 +44,17 @@ public struct Checker<Failure: Error> {
     self.fault = fault
     self.finding = finding
     let clusterCount = header.geometry.clusterCount(for: fileByteCount)
+    // A count takes four bytes for each cluster, of which there is one in 512 bytes at most; a
+    // fixed part is for files whose clusters are holes.
+    let allocated = Int(min(allocatedByteCount, fileByteCount))
+    let byteCountMax = allocated / 64 + (64 << 20)
+    self.l2TableCountMax = allocated / 512 + (1 << 20)
     do throws(ImageError) {
       // One more, because the last cluster in use may lie just past the end of the file.
-      self.counts = try ClusterCounts(clusterCount: clusterCount + 1)
-      self.stored = try ClusterCounts(clusterCount: clusterCount + 1)
+      self.counts = try ClusterCounts(
+        clusterCount: clusterCount + 1, byteCountMax: byteCountMax)
+      self.stored = try ClusterCounts(
+        clusterCount: clusterCount + 1, byteCountMax: byteCountMax)
     } catch {
       throw fault(error)
     }

@@ -28,7 +28,7 @@ public struct RefcountPlan: Sendable {
     while first < counts.clusterCount {
       let end = min(first + perBlock, counts.clusterCount)
       if !counts.isEmpty(in: first..<end) { blocks.insert(first / perBlock) }
-      first = end
+      first = max(end, counts.nextCandidate(from: end) / perBlock * perBlock)
     }
     // The new clusters need counts too; each round can only add blocks at the end, and one block
     // counts at least 64 clusters, so a few rounds suffice.

@@ -22,7 +22,8 @@ extension Header {
     }
     let clusterBits = prefix.bigEndianInteger(UInt32.self, at: 20)
     guard (9...21).contains(clusterBits) else {
-      throw ImageError(.unsupported, "cluster_bits \(clusterBits) is outside 9...21", at: .field(20))
+      throw ImageError(
+        .unsupported, "cluster_bits \(clusterBits) is outside 9...21", at: .field(20))
     }
     return 1 << Int(clusterBits)
   }
@@ -63,7 +64,8 @@ extension Header {
     self.compressionType = fields.compressionType
     self.unknownFieldBytes = fields.unknownBytes
 
-    let backing = try Self.backingName(in: bytes, headerByteCount: headerByteCount, clusterByteCount)
+    let backing = try Self.backingName(
+      in: bytes, headerByteCount: headerByteCount, clusterByteCount)
     self.backingFile = backing?.name
     var extensions = try HeaderExtension.list(
       decoding: bytes, area: headerByteCount..<(backing?.offset ?? clusterByteCount))
