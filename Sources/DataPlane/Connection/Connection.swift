@@ -68,6 +68,12 @@ struct Connection: ~Copyable {
     handshakeSecondsLeft = handshakeSecondsMax + 1
   }
 
+  /// The rules that the handshake ended with.
+  var agreedRules: TransmissionRules {
+    guard let rules else { preconditionFailure("a request came before the handshake ended") }
+    return rules
+  }
+
   /// Gathers the front of the replies into the socket's next send.
   mutating func gatherReplies() { replies.gather(into: &socket) }
 }

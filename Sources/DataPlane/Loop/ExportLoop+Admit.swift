@@ -51,7 +51,7 @@ extension ExportLoop {
       return takePayload(index)
     }
     image.requests.slots[slot].wantsHoles =
-      connections[index].rules!.negotiated.structuredReplies
+      connections[index].agreedRules.negotiated.structuredReplies
       && !header.flags.contains(.dontFragment)
     image.start(slot)
     return true

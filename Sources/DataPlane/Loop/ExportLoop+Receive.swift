@@ -160,12 +160,12 @@ extension ExportLoop {
     let header = connections[index].buffer.withSpan(
       connections[index].received, RequestHeader.byteCount
     ) { RequestHeader(decoding: $0, at: 0) }
-    guard let header, let rules = connections[index].rules else {
+    guard let header else {
       // The stream is out of step: nothing that follows can be understood.
       breakConnection(index)
       return false
     }
-    switch rules.admit(header) {
+    switch connections[index].agreedRules.admit(header) {
     case .execute(let command): return execute(index, header, command)
     case .refuse(let error, let payloadByteCount):
       connections[index].received += RequestHeader.byteCount

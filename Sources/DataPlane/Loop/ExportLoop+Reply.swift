@@ -12,7 +12,7 @@ extension ExportLoop {
   mutating func appendReply(_ index: Int, _ slot: Int) {
     let request = image.requests.slots[slot]
     let error = NBDErrno(request.error, for: request.command, flags: request.flags)
-    let isStructured = connections[index].rules!.negotiated.structuredReplies
+    let isStructured = connections[index].agreedRules.negotiated.structuredReplies
     switch request.command {
     case .read where isStructured && error != .none:
       appendErrorChunk(index, request.cookie, error, slot)
@@ -55,7 +55,7 @@ extension ExportLoop {
     let error = connections[index].drainError
     let cookie = connections[index].drainCookie
     let command = Command(rawValue: connections[index].drainCommand)
-    let isStructured = connections[index].rules!.negotiated.structuredReplies
+    let isStructured = connections[index].agreedRules.negotiated.structuredReplies
     if isStructured, command == .read || command == .blockStatus {
       appendErrorChunk(index, cookie, error, -1)
     } else {
@@ -112,7 +112,7 @@ extension ExportLoop {
 
   /// One chunk for each selected context, with the extents as they stand in the slot's buffer.
   private mutating func appendStatus(_ index: Int, _ request: RequestSlot, _ slot: Int) {
-    let contexts = connections[index].rules!.negotiated.contexts
+    let contexts = connections[index].agreedRules.negotiated.contexts
     let extents = request.statusExtents
     var left = contexts.count
     for context in MetaContext.allCases where contexts.contains(context) {

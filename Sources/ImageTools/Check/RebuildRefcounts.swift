@@ -50,9 +50,11 @@ public enum RebuildRefcounts {
     _ reader: MetadataReader, _ header: Header, finding: @escaping (CheckFinding) -> Void = { _ in }
   ) throws(ImageFault) -> Checker<ImageFault> {
     let path = reader.storage.path
+    let allocatedByteCount =
+      reader.hasHoles ? try reader.storage.allocatedByteCount() : reader.fileByteCount
     return try Checker(
       header: header, fileByteCount: reader.fileByteCount,
-      allocatedByteCount: try reader.storage.allocatedByteCount(),
+      allocatedByteCount: allocatedByteCount,
       read: { (offset, byteCount) throws(ImageFault) in try reader.read(offset, byteCount) },
       fault: { ImageFault(path, $0) }, finding: finding)
   }
