@@ -86,6 +86,11 @@ let package = Package(
     .testTarget(
       name: "ConformanceTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
 
+    // T: the corpus and the standard clients, in both directions.
+    .testTarget(
+      name: "InteropTests", dependencies: ["TestSupport", "strata", "stratad"],
+      swiftSettings: tests),
+
     // T: the export process, from the inside and as a black box.
     .testTarget(name: "SandboxTests", dependencies: ["Sandbox"], swiftSettings: tests),
     .testTarget(
@@ -101,5 +106,21 @@ let package = Package(
       name: "ImageToolsTests",
       dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate", "ImageTools", "strata"],
       swiftSettings: tests),
+
+    // T: the ground under the data plane, the data plane without sockets, and what the whole does
+    // with memory and with broken disks.
+    .testTarget(
+      name: "LinuxIOTests", dependencies: ["BlockTypes", "LinuxIO", "TestSupport"],
+      swiftSettings: tests),
+    .testTarget(
+      name: "DataPlaneTests",
+      dependencies: [
+        "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "ImageTools", "DataPlane", "TestSupport",
+      ],
+      swiftSettings: tests),
+    .testTarget(
+      name: "AllocationTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
+    .testTarget(
+      name: "FaultTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
   ]
 )

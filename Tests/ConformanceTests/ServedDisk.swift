@@ -84,18 +84,6 @@ final class ServedDisk {
     }
   }
 
-  /// The daemon beside the test bundle, or where `STRATAD` says.
-  private static func daemonPath() throws -> String {
-    if let path = ProcessInfo.processInfo.environment["STRATAD"] { return path }
-    let folder = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
-      .deletingLastPathComponent()
-    let path = folder.appendingPathComponent("stratad").path
-    guard access(path, X_OK) == 0 else {
-      throw WireError.violation("no stratad beside the tests: build it, or set STRATAD")
-    }
-    return path
-  }
-
   /// A client that has connected and agreed on fixed newstyle.
   func greeted(flags: UInt32 = 3) throws -> WireClient {
     let client = try WireClient(path: socketPath)

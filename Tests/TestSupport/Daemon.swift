@@ -105,6 +105,12 @@ public final class Daemon: @unchecked Sendable {  // all state is fixed in init,
 /// Runs a tool to its end and returns what it wrote to both outputs; throws unless it exits with 0.
 @discardableResult
 public func run(_ tool: String, _ arguments: String...) throws -> String {
+  try runTool(tool, arguments)
+}
+
+/// The same, for arguments that are an array already.
+@discardableResult
+public func runTool(_ tool: String, _ arguments: [String]) throws -> String {
   let path = try requireTool(tool)
   let folder = try TemporaryFolder()
   let output = folder.path("output")

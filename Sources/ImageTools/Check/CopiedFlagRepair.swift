@@ -20,8 +20,9 @@ struct CopiedFlagRepair {
       let count = min(131_072, header.l1EntryCount - first)
       let offset = header.l1TableOffset.byteOffset + UInt64(first) * 8
       let words = try words(at: offset, count: count)
-      let corrected = words.map {
-        CopiedFlags.corrected(l1: $0, geometry: header.geometry, count: self.count(of:))
+      let corrected = words.map { word in
+        let cluster = CopiedFlags.cluster(ofL1: word, geometry: header.geometry)
+        return cluster.map { CopiedFlags.corrected(word, count: references(to: $0)) } ?? word
       }
       if corrected != words { try write(corrected, at: offset) }
       for word in corrected where word != 0 {
@@ -34,20 +35,20 @@ struct CopiedFlagRepair {
 
   private func correctTable(at offset: UInt64) throws(ImageFault) {
     let words = try words(at: offset, count: header.geometry.l2EntryCount)
-    let corrected = words.map {
-      CopiedFlags.corrected(
-        l2: $0, geometry: header.geometry, version: header.version, count: self.count(of:))
+    let corrected = words.map { word in
+      let cluster = CopiedFlags.cluster(
+        ofL2: word, geometry: header.geometry, version: header.version)
+      return cluster.map { CopiedFlags.corrected(word, count: references(to: $0)) } ?? word
     }
     if corrected != words { try write(corrected, at: offset) }
   }
 
-  private func count(of cluster: UInt64) -> UInt64 {
+  private func references(to cluster: UInt64) -> UInt64 {
     cluster < counts.clusterCount ? counts[cluster] : 0
   }
 
   private func words(at offset: UInt64, count: Int) throws(ImageFault) -> [UInt64] {
-    let bytes = try reader.read(offset, count * 8)
-    return (0..<(bytes.count / 8)).map { bytes.bigEndianInteger(UInt64.self, at: $0 * 8) }
+    try reader.read(offset, count * 8).bigEndianWords()
   }
 
   private func write(_ words: [UInt64], at offset: UInt64) throws(ImageFault) {

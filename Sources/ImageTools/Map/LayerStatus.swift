@@ -23,7 +23,10 @@ struct LayerRun {
 
 /// The map of one layer, with the table slices that were read last.
 struct LayerMap {
-  let layer: OpenedLayer
+  let path: String
+  let diskByteCount: UInt64
+  /// nil for a raw image. Not the whole header, which costs a reference count for each look.
+  private let tables: MappingTables?
   private let reader: MetadataReader
   private var l1Slice = TableSlice()
   private var l2Slice = TableSlice()
@@ -31,7 +34,9 @@ struct LayerMap {
   private let mayHaveHoles: Bool
 
   init(_ layer: OpenedLayer) throws(ImageFault) {
-    self.layer = layer
+    self.path = layer.path
+    self.diskByteCount = layer.diskByteCount
+    self.tables = layer.header.map(MappingTables.init)
     self.reader = try MetadataReader(layer.storage)
     if let header = layer.header {
       self.mayHaveHoles = try PreallocationProbe(header: header, reader: reader).run()
@@ -42,9 +47,9 @@ struct LayerMap {
 
   /// The status at `offset`, which lies on this layer's disk, for at most `byteCountMax` bytes.
   mutating func run(at offset: UInt64, byteCountMax: UInt64) throws(ImageFault) -> LayerRun {
-    let limit = min(byteCountMax, layer.diskByteCount - offset)
-    guard let header = layer.header else { return try rawRun(at: offset, limit) }
-    let run = try qcow2Run(at: offset, limit, header)
+    let limit = min(byteCountMax, diskByteCount - offset)
+    guard let tables else { return try rawRun(at: offset, limit) }
+    let run = try qcow2Run(at: offset, limit, tables)
     guard mayHaveHoles, run.isData, !run.isZero, let host = run.hostOffset else { return run }
     return try splitAtHole(run, host: host)
   }
@@ -69,44 +74,44 @@ struct LayerMap {
   ) throws(ImageFault) -> (isData: Bool, byteCount: UInt64) {
     guard reader.hasHoles else { return (true, limit) }
     guard offset < reader.fileByteCount else { return (false, limit) }
-    guard let data = try layer.storage.nextData(from: offset) else { return (false, limit) }
+    guard let data = try reader.storage.nextData(from: offset) else { return (false, limit) }
     if data > offset { return (false, min(limit, data - offset)) }
-    let hole = try layer.storage.nextHole(from: offset) ?? reader.fileByteCount
+    let hole = try reader.storage.nextHole(from: offset) ?? reader.fileByteCount
     return (true, min(limit, hole - offset))
   }
 
   private mutating func qcow2Run(
-    at offset: UInt64, _ limit: UInt64, _ header: Header
+    at offset: UInt64, _ limit: UInt64, _ tables: MappingTables
   ) throws(ImageFault) -> LayerRun {
-    let geometry = header.geometry
+    let geometry = tables.geometry
     let guest = GuestOffset(byteOffset: offset)
     let l1Index = geometry.l1Index(of: guest)
     let l1 = L1Entry(
       rawValue: try l1Slice.word(
-        l1Index, ofTableAt: header.l1TableOffset.byteOffset, entryCount: header.l1EntryCount, reader
+        l1Index, ofTableAt: tables.l1TableOffset, entryCount: tables.l1EntryCount, reader
       ))
     guard l1.isValid(in: geometry) else {
-      throw ImageFault(layer.path, "L1 entry \(l1Index) is damaged", kind: .corrupt)
+      throw ImageFault(path, "L1 entry \(l1Index) is damaged", kind: .corrupt)
     }
     let tableEnd = (UInt64(l1Index) + 1) * geometry.l2CoverageByteCount - offset
     if l1.isEmpty { return .absent(min(limit, tableEnd)) }
-    return try l2Run(at: guest, min(limit, tableEnd), l1.tableOffset.byteOffset, header)
+    return try l2Run(at: guest, min(limit, tableEnd), l1.tableOffset.byteOffset, tables)
   }
 
   /// A run of clusters of one kind, contiguous where they have a place, within one table slice.
   private mutating func l2Run(
-    at guest: GuestOffset, _ limit: UInt64, _ table: UInt64, _ header: Header
+    at guest: GuestOffset, _ limit: UInt64, _ table: UInt64, _ tables: MappingTables
   ) throws(ImageFault) -> LayerRun {
-    let geometry = header.geometry
+    let geometry = tables.geometry
     let clusterByteCount = geometry.clusterByteCount
     var index = geometry.l2Index(of: guest)
     let inCluster = guest.byteOffset % clusterByteCount
-    var run = try clusterRun(index, table, header)
+    var run = try clusterRun(index, table, tables)
     run.hostOffset = run.hostOffset.map { $0 + inCluster }
     run.byteCount = clusterByteCount - inCluster
     while run.byteCount < limit && index + 1 < geometry.l2EntryCount {
       index += 1
-      let next = try clusterRun(index, table, header)
+      let next = try clusterRun(index, table, tables)
       let isSame =
         next.isPresent == run.isPresent && next.isZero == run.isZero && next.isData == run.isData
         && next.hostOffset == run.hostOffset.map { $0 + run.byteCount }
@@ -118,14 +123,14 @@ struct LayerMap {
   }
 
   private mutating func clusterRun(
-    _ index: Int, _ table: UInt64, _ header: Header
+    _ index: Int, _ table: UInt64, _ tables: MappingTables
   ) throws(ImageFault) -> LayerRun {
-    let geometry = header.geometry
+    let geometry = tables.geometry
     let entry = L2Entry(
       rawValue: try l2Slice.word(
         index, ofTableAt: table, entryCount: geometry.l2EntryCount, reader))
     var run = LayerRun.absent(geometry.clusterByteCount)
-    switch entry.kind(in: geometry, version: header.version) {
+    switch entry.kind(in: geometry, version: tables.version) {
     case .unallocated: return run
     case .zeroPlain: run.isZero = true
     case .zeroAllocated:
@@ -137,10 +142,25 @@ struct LayerMap {
     case .compressed: run.isData = true
     case .invalid:
       throw ImageFault(
-        layer.path, "entry \(index) of the L2 table at \(table) is damaged",
+        path, "entry \(index) of the L2 table at \(table) is damaged",
         wayOut: "check the image (strata check)", kind: .corrupt)
     }
     run.isPresent = true
     return run
+  }
+}
+
+/// What of a header the map needs.
+private struct MappingTables {
+  let geometry: ClusterGeometry
+  let version: Int
+  let l1TableOffset: UInt64
+  let l1EntryCount: Int
+
+  init(_ header: Header) {
+    geometry = header.geometry
+    version = header.version
+    l1TableOffset = header.l1TableOffset.byteOffset
+    l1EntryCount = header.l1EntryCount
   }
 }

@@ -64,7 +64,7 @@ public enum Map {
       precondition(run.byteCount > 0, "a layer reports an empty run")
       limit = run.byteCount
       let continues =
-        !run.isPresent && depth + 1 < maps.count && offset < maps[depth + 1].layer.diskByteCount
+        !run.isPresent && depth + 1 < maps.count && offset < maps[depth + 1].diskByteCount
       if continues {
         depth += 1
         continue

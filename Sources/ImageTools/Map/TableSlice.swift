@@ -22,11 +22,8 @@ struct TableSlice {
     {
       firstIndex = index / Self.entryCount * Self.entryCount
       let count = min(Self.entryCount, entryCount - firstIndex)
-      let bytes = try reader.read(table + UInt64(firstIndex) * 8, count * 8)
-      words = [UInt64](repeating: 0, count: count)
-      for position in 0..<(bytes.count / 8) {
-        words[position] = bytes.bigEndianInteger(UInt64.self, at: position * 8)
-      }
+      words = try reader.read(table + UInt64(firstIndex) * 8, count * 8).bigEndianWords()
+      words += [UInt64](repeating: 0, count: count - words.count)
       self.table = table
     }
     return words[index - firstIndex]

@@ -124,7 +124,8 @@ extension Checker {
         guard entry.isValid(in: geometry), !entry.isEmpty else { continue }
         let table = entry.tableOffset.byteOffset
         guard table < fileByteCount else { continue }
-        if CopiedFlags.corrected(l1: word, geometry: geometry, count: storedCount) != word {
+        let cluster = table >> UInt64(geometry.clusterBits)
+        if CopiedFlags.corrected(word, count: storedCount(of: cluster)) != word {
           corrupt("OFLAG_COPIED L2 cluster: l1_index=\(first + index)")
         }
         if seen.insert(table).inserted { try checkCopiedFlags(ofTableAt: table) }
@@ -134,17 +135,19 @@ extension Checker {
   }
 
   private mutating func checkCopiedFlags(ofTableAt table: UInt64) throws(Failure) {
-    for (index, word) in try words(at: table, count: header.geometry.l2EntryCount).enumerated()
+    let geometry = header.geometry
+    let version = header.version
+    for (index, word) in try words(at: table, count: geometry.l2EntryCount).enumerated()
     where word != 0 {
-      let corrected = CopiedFlags.corrected(
-        l2: word, geometry: header.geometry, version: header.version, count: storedCount)
-      if corrected != word {
+      let cluster = CopiedFlags.cluster(ofL2: word, geometry: geometry, version: version)
+      guard let cluster else { continue }
+      if CopiedFlags.corrected(word, count: storedCount(of: cluster)) != word {
         corrupt("OFLAG_COPIED data cluster: l2_table=\(table) l2_index=\(index)")
       }
     }
   }
 
-  private func storedCount(_ cluster: UInt64) -> UInt64 {
+  private func storedCount(of cluster: UInt64) -> UInt64 {
     cluster < stored.clusterCount ? stored[cluster] : 0
   }
 }

@@ -87,14 +87,14 @@ public struct Checker<Failure: Error> {
 
   /// Counts a run of bytes that `user` occupies, `times` times.
   mutating func reference(
-    _ start: UInt64, _ byteCount: UInt64, times: UInt32 = 1, by user: String
+    _ start: UInt64, _ byteCount: UInt64, times: UInt32 = 1, by user: @autoclosure () -> String
   ) throws(Failure) {
     if byteCount == 0 { return }
     let (end, overflows) = start.addingReportingOverflow(byteCount)
     let clusterBits = UInt64(header.geometry.clusterBits)
     // The last cluster may be cut by the end of the file.
     if overflows || end > fileByteCount && end - fileByteCount >= 1 << clusterBits {
-      corrupt("\(user) at \(start) passes the end of the file", inTable: true)
+      corrupt("\(user()) at \(start) passes the end of the file", inTable: true)
       return
     }
     for cluster in (start >> clusterBits)...((end - 1) >> clusterBits) {
@@ -104,7 +104,9 @@ public struct Checker<Failure: Error> {
       } catch {
         throw fault(error)
       }
-      if UInt64(sum) > header.geometry.refcountMax {
+      // Said once for each cluster: when the sum passes the limit.
+      let before = UInt64(sum) - min(UInt64(sum), UInt64(times))
+      if UInt64(sum) > header.geometry.refcountMax && before <= header.geometry.refcountMax {
         corrupt("cluster \(cluster) has more references than its count can hold", inTable: true)
       }
     }
@@ -123,13 +125,7 @@ public struct Checker<Failure: Error> {
 
   /// Reads `count` big-endian words; trailing zeroes may be missing, all of them for a hole.
   func words(at offset: UInt64, count: Int) throws(Failure) -> [UInt64] {
-    let bytes = try read(offset, count * 8)
-    var words: [UInt64] = []
-    words.reserveCapacity(bytes.count / 8)
-    for index in 0..<(bytes.count / 8) {
-      words.append(bytes.bigEndianInteger(UInt64.self, at: index * 8))
-    }
-    return words
+    try read(offset, count * 8).bigEndianWords()
   }
 }
 

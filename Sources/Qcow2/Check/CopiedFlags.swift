@@ -7,30 +7,27 @@ import BlockTypes
 
 /// Says what the COPIED flags of an image must be.
 public enum CopiedFlags {
-  /// The L1 entry with the right flag, where `count` tells a cluster's reference count.
-  public static func corrected(
-    l1 entry: UInt64, geometry: ClusterGeometry, count: (UInt64) -> UInt64
-  ) -> UInt64 {
+  /// The cluster whose reference count decides about the flag of an L1 entry; nil for an empty one.
+  public static func cluster(ofL1 entry: UInt64, geometry: ClusterGeometry) -> UInt64? {
     let l1 = L1Entry(rawValue: entry)
-    if l1.isEmpty { return entry }
-    return corrected(entry, host: l1.tableOffset, geometry, count)
+    return l1.isEmpty ? nil : l1.tableOffset.byteOffset >> UInt64(geometry.clusterBits)
   }
 
-  /// The L2 entry with the right flag; entries without a host cluster of their own stay.
-  public static func corrected(
-    l2 entry: UInt64, geometry: ClusterGeometry, version: Int, count: (UInt64) -> UInt64
-  ) -> UInt64 {
+  /// The cluster that decides about the flag of an L2 entry; nil for an entry without a host
+  /// cluster of its own.
+  public static func cluster(
+    ofL2 entry: UInt64, geometry: ClusterGeometry, version: Int
+  ) -> UInt64? {
     let l2 = L2Entry(rawValue: entry)
     switch l2.kind(in: geometry, version: version) {
-    case .normal, .zeroAllocated: return corrected(entry, host: l2.hostOffset, geometry, count)
-    case .unallocated, .zeroPlain, .compressed, .invalid: return entry
+    case .normal, .zeroAllocated:
+      return l2.hostOffset.byteOffset >> UInt64(geometry.clusterBits)
+    case .unallocated, .zeroPlain, .compressed, .invalid: return nil
     }
   }
 
-  private static func corrected(
-    _ entry: UInt64, host: HostOffset, _ geometry: ClusterGeometry, _ count: (UInt64) -> UInt64
-  ) -> UInt64 {
-    let isOne = count(host.byteOffset >> UInt64(geometry.clusterBits)) == 1
-    return isOne ? entry | L2Entry.copiedFlag : entry & ~L2Entry.copiedFlag
+  /// The entry with the flag that its cluster's reference count demands.
+  public static func corrected(_ entry: UInt64, count: UInt64) -> UInt64 {
+    count == 1 ? entry | L2Entry.copiedFlag : entry & ~L2Entry.copiedFlag
   }
 }

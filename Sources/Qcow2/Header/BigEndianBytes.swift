@@ -15,6 +15,19 @@ extension [UInt8] {
     return value
   }
 
+  /// All whole 64-bit big-endian integers, from the start on: a table of entries.
+  package func bigEndianWords() -> [UInt64] {
+    var words = [UInt64](repeating: 0, count: count / 8)
+    // Not generic, and one bounds check for each word: tables have millions of entries.
+    for index in words.indices {
+      let bytes = self[(8 * index)..<(8 * index + 8)]
+      var word: UInt64 = 0
+      for byte in bytes { word = word << 8 | UInt64(byte) }
+      words[index] = word
+    }
+    return words
+  }
+
   /// Overwrites the bytes at `offset` with `value`. Traps outside the array.
   package mutating func putBigEndian(
     _ value: some FixedWidthInteger & UnsignedInteger, at offset: Int
