@@ -26,6 +26,8 @@ extension DiskQueue {
     var first = 0
     while first < queuedCount {
       systemCallCount += 1
+      // SAFETY: here and below, blocks, vectors and events live in arrays that never move, and
+      // their indices are those of operations in flight.
       let result = unsafe io_submit(context, queuedCount - first, queued.base + first)
       if result > 0 {
         first += Int(result)

@@ -10,6 +10,7 @@ import Glibc
 public enum FolderEntry {
   /// Removes the name `path`.
   public static func remove(_ path: String) throws(SystemError) {
+    // SAFETY: the C call reads a C string and fills a local value during the call only.
     guard unsafe unlink(path) == 0 else {
       throw SystemError(errno: Glibc.errno, call: "unlink")
     }

@@ -10,6 +10,7 @@ public enum LocalTime {
   /// "2026-11-23 08:23:47" for a number of seconds since 1970.
   public static func describe(secondsSince1970 seconds: Int64) -> String {
     var time = time_t(seconds)
+    // SAFETY: the C call reads a C string and fills a local value during the call only.
     var parts = unsafe tm()
     guard unsafe localtime_r(&time, &parts) != nil else { return "?" }
     let date =
