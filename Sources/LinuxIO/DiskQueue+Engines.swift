@@ -86,7 +86,7 @@ extension DiskQueue {
 
   private mutating func performNow(_ index: Int) -> Int {
     let operation = operations[index]
-    let descriptor = files[Int(operation.file)].storage.file.descriptor
+    let descriptor = files[Int(operation.file)].descriptor
     let offset = off_t(operation.offset) + off_t(operation.doneByteCount)
     var result: Int
     repeat {
@@ -136,11 +136,16 @@ extension DiskQueue {
   /// Turns a result into a completion, or queues the rest of a short read or write again.
   private mutating func finish(_ index: Int, _ result: Int) -> Completion? {
     if result < 0 { return retire(index, errno: Int32(-result)) }
-    let operation = operations[index]
-    if operation.kind == .flush { return retire(index, errno: 0) }
+    if operations[index].kind == .flush { return retire(index, errno: 0) }
     operations[index].doneByteCount += result
     let done = operations[index].doneByteCount
-    if done >= operation.byteCount { return retire(index, errno: 0) }
+    if done >= operations[index].byteCount { return retire(index, errno: 0) }
+    return continueShort(index, result, done)
+  }
+
+  /// Goes on behind the part of operation `index` that is done.
+  private mutating func continueShort(_ index: Int, _ result: Int, _ done: Int) -> Completion? {
+    let operation = operations[index]
     switch operation.kind {
     case .flush: return retire(index, errno: 0)
     case .write:
@@ -160,7 +165,7 @@ extension DiskQueue {
     if files[Int(operation.file)].direct {
       // The rest must start aligned again.
       let aligned = UInt64(done).alignedDown(to: ImageFile.directAlignmentMax)
-      if Int(aligned) <= operation.doneByteCount { return retire(index, errno: EIO) }
+      if Int(aligned) <= done - result { return retire(index, errno: EIO) }
       operations[index].doneByteCount = Int(aligned)
     }
     prepare(index)

@@ -49,8 +49,9 @@ import Glibc
 
   struct File {
     let storage: LayerFile
+    /// The same as the storage's, where no reference has to be followed for it.
+    let descriptor: Int32
     var direct: Bool
-    var alignment: UInt64
     /// Bytes that the file is known to have: a read that ends before them has lost data.
     var byteCount: UInt64
   }
@@ -116,7 +117,9 @@ import Glibc
   /// Registers a file and returns its index.
   public mutating func add(_ storage: LayerFile, direct: Bool, byteCount: UInt64) -> Int {
     files.append(
-      File(storage: storage, direct: direct, alignment: direct ? 512 : 1, byteCount: byteCount))
+      File(
+        storage: storage, descriptor: storage.file.descriptor, direct: direct,
+        byteCount: byteCount))
     return files.count - 1
   }
 
@@ -181,13 +184,12 @@ import Glibc
 
   /// Fills the kernel's block for what is still to do of operation `index`, and queues it.
   mutating func prepare(_ index: Int) {
-    let operation = operations[index]
-    let descriptor = files[Int(operation.file)].storage.file.descriptor
+    let descriptor = files[Int(operations[index].file)].descriptor
     let vectorCount = fillVectors(index)
     // A flush must leave every other field at zero, or the kernel refuses it.
-    let isFlush = operation.kind == .flush
+    let isFlush = operations[index].kind == .flush
     let opcode: io_iocb_cmd
-    switch operation.kind {
+    switch operations[index].kind {
     case .read: opcode = IO_CMD_PREADV
     case .write: opcode = IO_CMD_PWRITEV
     case .flush: opcode = IO_CMD_FDSYNC
@@ -198,19 +200,18 @@ import Glibc
     unsafe caio_prepare(
       block, descriptor, Int16(opcode.rawValue), isFlush ? nil : vectors.base + index * 3,
       Int32(vectorCount),
-      Int64(operation.offset) + Int64(operation.doneByteCount),
-      operation.isDurable ? Int32(CLINUX_RWF_DSYNC) : 0, event.descriptor, UInt64(index))
+      Int64(operations[index].offset) + Int64(operations[index].doneByteCount),
+      operations[index].isDurable ? Int32(CLINUX_RWF_DSYNC) : 0, event.descriptor, UInt64(index))
     unsafe queued[queuedCount] = unsafe block
     queuedCount += 1
   }
 
   /// Points the vectors of operation `index` at the bytes behind `doneByteCount`.
   mutating func fillVectors(_ index: Int) -> Int {
-    let operation = operations[index]
-    var skip = operation.doneByteCount
+    var skip = operations[index].doneByteCount
     var count = 0
-    for number in 0..<Int(operation.pieceCount) {
-      let piece = operation.pieces[number]
+    for number in 0..<Int(operations[index].pieceCount) {
+      let piece = operations[index].pieces[number]
       guard piece.byteCount > skip else {
         skip -= piece.byteCount
         continue

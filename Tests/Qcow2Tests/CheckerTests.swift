@@ -179,6 +179,30 @@ struct MemoryImage {
   }
 }
 
+@Suite struct `Counts of clusters` {
+  @Test func `take no more memory than they may, however far apart the clusters are`() throws {
+    // A page and a region take 3 KiB, so 64 KiB hold 21 lonely counts.
+    var counts = try ClusterCounts(clusterCount: 1 << 36, byteCountMax: 64 << 10)
+    for index: UInt64 in 0..<21 { try counts.add(1, to: index << 20) }
+    #expect(throws: ImageError.self) { try counts.add(1, to: 21 << 20) }
+    #expect(counts[20 << 20] == 1)
+    #expect(counts.isEmpty(in: (20 << 20) + 1..<(1 << 36)))
+    #expect(!counts.isEmpty(in: 0..<(1 << 36)))
+  }
+
+  @Test func `stay at their largest value`() throws {
+    var counts = try ClusterCounts(clusterCount: 1, byteCountMax: 64 << 10)
+    #expect(try counts.add(.max, to: 0) == .max)
+    #expect(try counts.add(1, to: 0) == .max)
+  }
+
+  @Test func `of a file with too many clusters are refused`() {
+    #expect(throws: ImageError.self) {
+      try ClusterCounts(clusterCount: (1 << 36) + 1, byteCountMax: 64 << 10)
+    }
+  }
+}
+
 @Suite struct `A refcount plan` {
   @Test(arguments: [9, 12, 16], [0, 3, 4, 6])
   func `gives a clean image when the old structure is gone`(

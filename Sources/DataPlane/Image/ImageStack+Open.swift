@@ -13,10 +13,9 @@ extension ImageStack {
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
   ///   engine.
   init(_ plan: ExportPlan, slotCount: Int) throws {
-    // Through the page cache, as it is opened: these reads and this write are not aligned.
+    // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
     let allocator = try Allocator(plan)
-    try ImageStack.clearUnknownAutoclearBits(plan)
     let alignment = plan.engine == .aio ? ImageStack.chooseAlignment(plan) : 1
     var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
     for layer in plan.layers {
@@ -89,16 +88,5 @@ extension ImageStack {
       }
     }
     return largest
-  }
-
-  /// A writer that does not know a feature must clear its autoclear bit before the first write.
-  private static func clearUnknownAutoclearBits(_ plan: ExportPlan) throws {
-    guard !plan.isReadOnly, case .qcow2(let header) = plan.layers[0].format,
-      header.version >= 3, header.autoclearFeatures.rawValue != 0
-    else { return }
-    let storage = plan.layers[0].storage
-    try storage.file.write(
-      [UInt8](repeating: 0, count: 8), at: Header.autoclearFeaturesOffset.byteOffset)
-    try storage.file.synchronize()
   }
 }

@@ -10,27 +10,34 @@ import NBDProtocol
 extension ExportLoop {
   /// Queues the reply of a finished request; the last piece retires its slot.
   mutating func appendReply(_ index: Int, _ slot: Int) {
-    let request = image.requests.slots[slot]
-    let error = NBDErrno(request.error, for: request.command, flags: request.flags)
+    let cookie = image.requests.slots[slot].cookie
+    let command = image.requests.slots[slot].command
+    let error = NBDErrno(
+      image.requests.slots[slot].error, for: command, flags: image.requests.slots[slot].flags)
     let isStructured = connections[index].agreedRules.negotiated.structuredReplies
-    switch request.command {
-    case .read where isStructured && error != .none:
-      appendErrorChunk(index, request.cookie, error, slot)
-    case .read where isStructured: appendChunks(index, request, slot)
-    case .read where error == .none && request.length > 0:
-      let payload = DiskQueue.Piece(
-        request.buffer, Int(request.offset - request.bufferStart), Int(request.length))
+    switch command {
+    case .read where isStructured && error != .none: appendErrorChunk(index, cookie, error, slot)
+    case .read where isStructured: appendChunks(index, slot)
+    case .read where error == .none && image.requests.slots[slot].length > 0:
+      let start = image.requests.slots[slot].offset
+      let payload = payload(slot, start, start + image.requests.slots[slot].length)
       append(index, payload, slot) {
-        SimpleReply.encode(error: .none, cookie: request.cookie, into: &$0, at: 0)
+        SimpleReply.encode(error: .none, cookie: cookie, into: &$0, at: 0)
       }
-    case .blockStatus where error != .none:
-      appendErrorChunk(index, request.cookie, error, slot)
-    case .blockStatus: appendStatus(index, request, slot)
+    case .blockStatus where error != .none: appendErrorChunk(index, cookie, error, slot)
+    case .blockStatus: appendStatus(index, slot)
     case .read, .write, .disconnect, .flush, .trim, .cache, .writeZeroes, .resize:
       append(index, .none, slot) {
-        SimpleReply.encode(error: error, cookie: request.cookie, into: &$0, at: 0)
+        SimpleReply.encode(error: error, cookie: cookie, into: &$0, at: 0)
       }
     }
+  }
+
+  /// The bytes `start ..< end` of the disk in the buffer of a request that read them.
+  private func payload(_ slot: Int, _ start: UInt64, _ end: UInt64) -> DiskQueue.Piece {
+    DiskQueue.Piece(
+      image.requests.slots[slot].buffer, Int(start - image.requests.slots[slot].bufferStart),
+      Int(end - start))
   }
 
   private mutating func append(
@@ -69,51 +76,51 @@ extension ExportLoop {
   // MARK: READ in chunks
 
   /// A data chunk for each run of data, a hole chunk for each run of zeroes that was left out.
-  private mutating func appendChunks(_ index: Int, _ request: RequestSlot, _ slot: Int) {
-    let end = request.offset + request.length
-    if request.length == 0 {
-      append(index, .none, slot) {
-        StructuredReply.encodeNone(cookie: request.cookie, into: &$0, at: 0)
-      }
+  private mutating func appendChunks(_ index: Int, _ slot: Int) {
+    let cookie = image.requests.slots[slot].cookie
+    let offset = image.requests.slots[slot].offset
+    let end = offset + image.requests.slots[slot].length
+    if offset == end {
+      append(index, .none, slot) { StructuredReply.encodeNone(cookie: cookie, into: &$0, at: 0) }
       return
     }
-    var cursor = request.offset
-    for number in 0..<request.holeCount {
+    var cursor = offset
+    for number in 0..<image.requests.slots[slot].holeCount {
       // The scan was rounded out to the alignment; the reply is not.
-      let start = max(request.holes[number].offset, request.offset)
-      let holeEnd = min(request.holes[number].offset + request.holes[number].byteCount, end)
+      let hole = image.requests.slots[slot].holes[number]
+      let start = max(hole.offset, offset)
+      let holeEnd = min(hole.offset + hole.byteCount, end)
       guard start < holeEnd else { continue }
-      if cursor < start { appendData(index, request, cursor, start, slot, isLast: false) }
+      if cursor < start { appendData(index, slot, cookie, cursor, start, isLast: false) }
       let isLast = holeEnd == end
       append(index, .none, isLast ? slot : -1) {
         StructuredReply.encodeHole(
-          cookie: request.cookie, offset: start, byteCount: UInt32(holeEnd - start),
-          isDone: isLast, into: &$0, at: 0)
+          cookie: cookie, offset: start, byteCount: UInt32(holeEnd - start), isDone: isLast,
+          into: &$0, at: 0)
       }
       cursor = holeEnd
     }
-    if cursor < end { appendData(index, request, cursor, end, slot, isLast: true) }
+    if cursor < end { appendData(index, slot, cookie, cursor, end, isLast: true) }
   }
 
   private mutating func appendData(
-    _ index: Int, _ request: RequestSlot, _ start: UInt64, _ end: UInt64, _ slot: Int,
-    isLast: Bool
+    _ index: Int, _ slot: Int, _ cookie: UInt64, _ start: UInt64, _ end: UInt64, isLast: Bool
   ) {
-    let payload = DiskQueue.Piece(
-      request.buffer, Int(start - request.bufferStart), Int(end - start))
-    append(index, payload, isLast ? slot : -1) {
+    append(index, payload(slot, start, end), isLast ? slot : -1) {
       StructuredReply.encodeOffsetDataHeader(
-        cookie: request.cookie, offset: start, dataByteCount: UInt32(end - start),
-        isDone: isLast, into: &$0, at: 0)
+        cookie: cookie, offset: start, dataByteCount: UInt32(end - start), isDone: isLast,
+        into: &$0, at: 0)
     }
   }
 
   // MARK: BLOCK_STATUS
 
   /// One chunk for each selected context, with the extents as they stand in the slot's buffer.
-  private mutating func appendStatus(_ index: Int, _ request: RequestSlot, _ slot: Int) {
+  private mutating func appendStatus(_ index: Int, _ slot: Int) {
     let contexts = connections[index].agreedRules.negotiated.contexts
-    let extents = request.statusExtents
+    let cookie = image.requests.slots[slot].cookie
+    let buffer = image.requests.slots[slot].buffer
+    let extents = image.requests.slots[slot].statusExtents
     var left = contexts.count
     for context in MetaContext.allCases where contexts.contains(context) {
       left -= 1
@@ -128,9 +135,9 @@ extension ExportLoop {
         count = extents.depthCount
         start = StatusExtents.depthStart
       }
-      append(index, DiskQueue.Piece(request.buffer, start, count * 8), isLast ? slot : -1) {
+      append(index, DiskQueue.Piece(buffer, start, count * 8), isLast ? slot : -1) {
         StructuredReply.encodeBlockStatusHeader(
-          cookie: request.cookie, contextID: context.wireID, extentCount: count, isDone: isLast,
+          cookie: cookie, contextID: context.wireID, extentCount: count, isDone: isLast,
           into: &$0, at: 0)
       }
     }
