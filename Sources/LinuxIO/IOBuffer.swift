@@ -85,6 +85,15 @@ import Glibc
     unsafe address(of: offset, 4).storeBytes(of: value.bigEndian, as: UInt32.self)
   }
 
+  /// Loads and stores a word in the machine's own byte order, for tables that never leave memory.
+  @inlinable public func loadWord(at offset: Int) -> UInt64 {
+    unsafe address(of: offset, 8).loadUnaligned(as: UInt64.self)
+  }
+
+  @inlinable public func storeWord(_ value: UInt64, at offset: Int) {
+    unsafe address(of: offset, 8).storeBytes(of: value, as: UInt64.self)
+  }
+
   /// Calls `body` with the raw address, for C code that fills or reads the range at once.
   public func withAddress<Result>(
     _ start: Int, _ count: Int, _ body: (UnsafeMutableRawPointer) -> Result

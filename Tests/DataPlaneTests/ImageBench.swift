@@ -67,7 +67,7 @@ final class ImageBench {
   var image: ImageStack
   let folder: TemporaryFolder
   let path: String
-  /// Rounds that moved something, in all: a bound on livelocks.
+  /// What became of requests that nobody asked about yet.
   private var results: [Int: (error: BlockErrno, data: [UInt8])] = [:]
 
   /// Opens `name` in `folder` with all its backing files.

@@ -51,8 +51,9 @@ import Testing
       for block: UInt64 in [0, 3] {
         let place = CountPlace(
           cluster: block * perBlock + index, block: 1 << 30, geometry: geometry)
-        let bit = (place.pageOffset - 1 << 30) * 8 + UInt64(place.indexInPage) << UInt64(refcountOrder)
-        #expect(bit == index << UInt64(refcountOrder))
+        let width = UInt64(1) << UInt64(refcountOrder)
+        let bit = (place.pageOffset - (1 << 30)) * 8 + UInt64(place.indexInPage) * width
+        #expect(bit == index * width)
         #expect(place.indexInPage < place.countsPerPage)
         #expect(UInt64(place.countsPerPage) == perPage)
       }

@@ -63,7 +63,9 @@ private final class Replies {
       piece = DiskQueue.Piece(buffer, 0, payload.count)
     }
     queue.append(payload: piece, slot: slot, &buffers) { span in
-      for offset in 0..<headerByteCount { span.storeBytes(of: mark, toByteOffset: offset, as: UInt8.self) }
+      for offset in 0..<headerByteCount {
+        span.storeBytes(of: mark, toByteOffset: offset, as: UInt8.self)
+      }
       return headerByteCount
     }
   }

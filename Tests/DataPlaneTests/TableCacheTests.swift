@@ -53,7 +53,8 @@ private let pageCount = TableCache.pagesMin
     var places: [UInt64: Int] = [:]
     for number in 0..<UInt64(pageCount) {
       let page = cache.insert(0, number << 41, .l2)
-      places[number << 41] = try #require(page)
+      let index: Int = try #require(page)
+      places[number << 41] = index
     }
     for (offset, page) in places.sorted(by: { $0.key < $1.key }).prefix(128) {
       cache.remove(page)

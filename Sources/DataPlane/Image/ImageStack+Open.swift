@@ -42,6 +42,8 @@ extension ImageStack {
     isReadOnly = plan.isReadOnly
     diskByteCount = plan.diskByteCount
     self.alignment = alignment
+    index = IndexGeometry(unitBits: ImageStack.smallestClusterBits(plan))
+    usesIndex = plan.layers.count > 1 && plan.layers.count < IndexEntry.layersMax
     if let work = requests.acquire() {
       precondition(work == ReleaseQueue.slot, "the image's own slot is not the first")
       requests.slots[work].stage = .releasing
@@ -77,6 +79,17 @@ extension ImageStack {
   private static func disableDirect(_ plan: ExportPlan) -> UInt64 {
     for layer in plan.layers { layer.storage.file.disableDirect() }
     return 1
+  }
+
+  /// log2 of the smallest cluster of the chain, in bytes; raw layers have no clusters.
+  private static func smallestClusterBits(_ plan: ExportPlan) -> Int {
+    var smallest = 16
+    for layer in plan.layers {
+      if case .qcow2(let header) = layer.format {
+        smallest = min(smallest, header.geometry.clusterBits)
+      }
+    }
+    return smallest
   }
 
   /// Bytes of the largest cluster of the chain, at least 1 MiB.

@@ -66,6 +66,10 @@ struct ImageStack: ~Copyable {
   /// The slot that is making an L2 table; -1 when none is.
   var tableMaker: Int32 = -1
 
+  /// The shape of the merged index, and whether the chain has one: a single layer needs none.
+  let index: IndexGeometry
+  let usesIndex: Bool
+
   var allocator: Allocator
   var flush = FlushState()
   var releases = ReleaseQueue()

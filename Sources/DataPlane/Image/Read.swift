@@ -21,18 +21,15 @@ extension ImageStack {
     let range = alignedRange(index)
     requests.slots[index].bufferStart = range.start
     beginScan(
-      index, range, from: 0, into: requests.slots[index].buffer, stage: .scanning,
-      then: .finished)
+      index, range, into: requests.slots[index].buffer, stage: .scanning, then: .finished)
   }
 
-  /// Sets a request to reading `range`, as `firstLayer` and those below it show it, into `buffer`.
+  /// Sets a request to reading `range`, as the guest sees it, into `buffer`.
   mutating func beginScan(
-    _ index: Int, _ range: ByteRange, from firstLayer: Int, into buffer: IOBuffer, stage: Stage,
-    then next: Stage
+    _ index: Int, _ range: ByteRange, into buffer: IOBuffer, stage: Stage, then next: Stage
   ) {
     requests.slots[index].scan = Scan(
-      cursor: range.start, end: range.end, firstLayer: firstLayer, buffer: buffer,
-      bufferStart: range.start)
+      cursor: range.start, end: range.end, buffer: buffer, bufferStart: range.start)
     requests.slots[index].stage = stage
     requests.slots[index].afterScan = next
   }
@@ -54,7 +51,7 @@ extension ImageStack {
     while requests.slots[index].scan.cursor < requests.slots[index].scan.end {
       let scan = requests.slots[index].scan
       guard disks.hasRoom else { return waitForQueue(index) }
-      switch resolve(scan.cursor, scan.end, from: scan.firstLayer) {
+      switch resolve(scan.cursor, scan.end) {
       case .data(let layer, let host, let byteCount):
         disks.queueRead(
           file: layers[layer].file, at: host,
@@ -70,6 +67,8 @@ extension ImageStack {
         return beginPacked(index, layer, entry, byteCount)
       case .needsTable(let layer, let pageOffset, let l1Index):
         return waitForTable(index, layer, pageOffset, .l2, l1Index)
+      case .needsIndex(let pageStart):
+        if case .waits = fillIndex(index, pageStart) { return .waits }
       case .damaged: return fail(index, .io)
       }
     }

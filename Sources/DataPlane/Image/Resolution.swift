@@ -18,28 +18,27 @@ enum Resolution {
   case compressed(layer: Int, entry: L2Entry, byteCount: UInt64)
   /// This page of a table of `layer` is needed first.
   case needsTable(layer: Int, pageOffset: UInt64, l1Index: Int)
+  /// The page of the merged index that starts there has to be filled first.
+  case needsIndex(pageStart: UInt64)
   /// A table entry contradicts the format.
   case damaged
 }
 
 extension ImageStack {
-  /// Resolves the start of `cursor ..< end` as seen from `firstLayer` down.
+  /// Resolves the start of `cursor ..< end` as the guest sees it.
   ///
-  /// The answer covers as much as one table page of one layer tells. Bytes past the end of the
-  /// disk (a request rounded to the alignment) are zeroes.
-  func resolve(_ cursor: UInt64, _ end: UInt64, from firstLayer: Int) -> Resolution {
+  /// The answer covers as much as one table page tells. Bytes past the end of the disk (a request
+  /// rounded to the alignment) are zeroes.
+  func resolve(_ cursor: UInt64, _ end: UInt64) -> Resolution {
     precondition(cursor < end, "an empty range was resolved")
+    return usesIndex ? resolveByIndex(cursor, end) : resolveByLayers(cursor, end)
+  }
+
+  /// Asks one layer after the other.
+  func resolveByLayers(_ cursor: UInt64, _ end: UInt64) -> Resolution {
     var limit = end
-    for index in firstLayer..<layers.count {
-      if cursor >= layers[index].diskByteCount {
-        // Past the end of a short layer: what is made up there counts as this layer's.
-        return .zero(layer: index, byteCount: limit - cursor, isProvisioned: false)
-      }
-      limit = min(limit, layers[index].diskByteCount)
-      if layers[index].isRaw {
-        return .data(layer: index, host: cursor, byteCount: limit - cursor)
-      }
-      switch lookUp(cursor, limit, in: index) {
+    for layer in 0..<layers.count {
+      switch resolveInLayer(cursor, limit, layer) {
       case .absent(let byteCount): limit = cursor + byteCount
       case .found(let resolution): return resolution
       }
@@ -47,10 +46,22 @@ extension ImageStack {
     return .zero(layer: nil, byteCount: limit - cursor, isProvisioned: false)
   }
 
-  private enum LayerAnswer {
+  enum LayerAnswer {
     /// The layer has nothing for the next `byteCount` bytes.
     case absent(byteCount: UInt64)
     case found(Resolution)
+  }
+
+  func resolveInLayer(_ cursor: UInt64, _ end: UInt64, _ layer: Int) -> LayerAnswer {
+    if cursor >= layers[layer].diskByteCount {
+      // Past the end of a short layer: what is made up there counts as this layer's.
+      return .found(.zero(layer: layer, byteCount: end - cursor, isProvisioned: false))
+    }
+    let limit = min(end, layers[layer].diskByteCount)
+    if layers[layer].isRaw {
+      return .found(.data(layer: layer, host: cursor, byteCount: limit - cursor))
+    }
+    return lookUp(cursor, limit, in: layer)
   }
 
   private func lookUp(_ cursor: UInt64, _ limit: UInt64, in index: Int) -> LayerAnswer {

@@ -34,7 +34,7 @@ extension ImageStack {
       if turn > ImageStack.runsPerTurnMax { return yield(index) }
       let cursor = requests.slots[index].zeroCursor
       var hasRoom = true
-      switch resolve(cursor, end, from: 0) {
+      switch resolve(cursor, end) {
       case .zero(let layer, let byteCount, let isProvisioned):
         let status =
           isProvisioned
@@ -55,6 +55,8 @@ extension ImageStack {
         }
       case .needsTable(let layer, let pageOffset, let l1Index):
         return waitForTable(index, layer, pageOffset, .l2, l1Index)
+      case .needsIndex(let pageStart):
+        if case .waits = fillIndex(index, pageStart) { return .waits }
       case .damaged: return fail(index, .io)
       }
       if !hasRoom { break }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pages of L2 tables and refcount blocks of all layers, under one budget.
+// Pages of L2 tables and refcount blocks of all layers, and of the merged index, under one budget.
 // A page is 4 KiB of a table, or the whole table where clusters are smaller. No I/O here.
 
 import BlockTypes
@@ -8,9 +8,13 @@ import LinuxIO
 
 /// A cached piece of a table.
 struct TablePage {
-  enum State: UInt8 { case unused, loading, ready }
+  enum State: UInt8 {
+    case unused, loading, ready
+    /// A page of the merged index that is not whole yet.
+    case filling
+  }
 
-  enum Kind: UInt8 { case l2, refcount }
+  enum Kind: UInt8 { case l2, refcount, index }
 
   var state: State = .unused
   var kind: Kind = .l2
@@ -24,6 +28,10 @@ struct TablePage {
   /// The L1 entry whose table this page belongs to (L2 pages).
   var l1Index: Int32 = 0
   var nextInBucket: Int32 = -1
+  /// How far a page of the index is filled: the layer being asked, and the guest offset reached.
+  var fillLayer: Int32 = 0
+  var fillCursor: UInt64 = 0
+  /// Where the page lies in its file; for the index, the guest offset that it starts with.
   var hostOffset: UInt64 = 0
   var buffer: IOBuffer = .empty
   var waiters = SlotList()

@@ -85,8 +85,7 @@ extension ImageStack {
             requests.slots[index].allocation.tailFill = buffer
           }
           beginScan(
-            index, range, from: 0, into: buffer, stage: requests.slots[index].stage,
-            then: .placing)
+            index, range, into: buffer, stage: requests.slots[index].stage, then: .placing)
         }
       }
       if requests.slots[index].scan.end != 0 {
@@ -125,9 +124,11 @@ extension ImageStack {
     if requests.slots[index].allocation.reusesHost { return .zeroes }
     var cursor = range.start
     while cursor < range.end {
-      switch resolve(cursor, range.end, from: 0) {
+      switch resolve(cursor, range.end) {
       case .zero(_, let byteCount, _): cursor += byteCount
       case .data, .compressed: return .data
+      case .needsIndex(let pageStart):
+        if case .waits = fillIndex(index, pageStart) { return .waits }
       case .damaged: return .failed
       case .needsTable(let layer, let pageOffset, let l1Index):
         _ = waitForTable(index, layer, pageOffset, .l2, l1Index)
@@ -200,6 +201,8 @@ extension ImageStack {
       if !allocation.reusesHost { freeHost(of: old) }
       buffer.storeBigEndian64(
         L2Entry(normalAt: HostOffset(byteOffset: host)).rawValue, at: at)
+      updateIndex(
+        allocation.guestStart + UInt64(number) * geometry.clusterByteCount, .data, host: host)
     }
     cache.markDirty(page)
     requests.slots[index].placeCursor = min(

@@ -55,7 +55,7 @@ extension ImageStack {
         requests.slots[index].edges = edges
       }
       beginScan(
-        index, ByteRange(start: blockStart, end: blockStart + alignment), from: 0,
+        index, ByteRange(start: blockStart, end: blockStart + alignment),
         into: requests.slots[index].edges, stage: requests.slots[index].stage, then: .placing)
     }
     if case .waits = continueScan(index) { return .waits }

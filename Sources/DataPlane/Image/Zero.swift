@@ -96,6 +96,7 @@ extension ImageStack {
       case .other: break
       case .needsTable(let layer, let pageOffset, let l1Index):
         return waitForTable(index, layer, pageOffset, .l2, l1Index)
+      case .needsIndex(let pageStart): return fillIndex(index, pageStart)
       case .damaged: return fail(index, .io)
       }
     }
@@ -119,16 +120,18 @@ extension ImageStack {
     case zeroes(byteCount: UInt64)
     case other
     case needsTable(layer: Int, pageOffset: UInt64, l1Index: Int)
+    case needsIndex(pageStart: UInt64)
     case damaged
   }
 
   /// Whether the range starts with bytes that read as zeroes already.
   private func zeroRun(_ cursor: UInt64, _ end: UInt64) -> ZeroRun {
-    switch resolve(cursor, end, from: 0) {
+    switch resolve(cursor, end) {
     case .zero(_, let byteCount, _): .zeroes(byteCount: byteCount)
     case .data, .compressed: .other
     case .needsTable(let layer, let pageOffset, let l1Index):
       .needsTable(layer: layer, pageOffset: pageOffset, l1Index: l1Index)
+    case .needsIndex(let pageStart): .needsIndex(pageStart: pageStart)
     case .damaged: .damaged
     }
   }
@@ -173,14 +176,15 @@ extension ImageStack {
       return .waits
     }
     // Clusters that no layer has need no entry; a run of them is skipped in one step.
-    switch resolve(cursor, min(bodyEnd, diskByteCount), from: 0) {
-    case .zero(let layer, let byteCount, _) where layer != 0 || !hasHost(l1Entry, offset):
+    switch resolve(cursor, min(bodyEnd, diskByteCount)) {
+    case .zero(let layer, let byteCount, let isProvisioned) where layer != 0 || !isProvisioned:
       let whole = byteCount.alignedDown(to: clusterByteCount)
       requests.slots[index].zeroCursor =
         cursor + byteCount >= diskByteCount ? bodyEnd : cursor + max(whole, 0)
       if requests.slots[index].zeroCursor > cursor { return .more }
     case .needsTable(let layer, let pageOffset, let l1Index):
       return waitForTable(index, layer, pageOffset, .l2, l1Index)
+    case .needsIndex(let pageStart): return fillIndex(index, pageStart)
     case .damaged: return fail(index, .io)
     case .zero, .data, .compressed: break
     }
@@ -191,19 +195,6 @@ extension ImageStack {
       return .more
     }
     return forget(index, offset, l1Index, l1Entry)
-  }
-
-  /// Whether the active layer's entry owns a host cluster although it reads as zeroes. The entry's
-  /// page is in memory: `resolve` has just looked at it.
-  private func hasHost(_ l1Entry: L1Entry, _ offset: GuestOffset) -> Bool {
-    if l1Entry.isEmpty { return false }
-    let geometry = layers[0].geometry
-    let place = PagePlace(
-      entryIndex: geometry.l2Index(of: offset), table: l1Entry.tableOffset.byteOffset,
-      geometry: geometry)
-    guard let page = cache.find(0, place.pageOffset) else { return true }
-    let raw = cache.pages[page].buffer.loadBigEndian64(at: place.entryInPage * 8)
-    return L2Entry(rawValue: raw).kind(in: geometry, version: layers[0].version) == .zeroAllocated
   }
 
   /// Replaces one entry and gives up the cluster that it owned.
@@ -226,6 +217,7 @@ extension ImageStack {
       freeHost(of: old)
       buffer.storeBigEndian64(new.rawValue, at: at)
       cache.markDirty(page)
+      updateIndex(offset.byteOffset, .zero, host: 0)
     }
     requests.slots[index].zeroCursor = offset.byteOffset + geometry.clusterByteCount
     return .more

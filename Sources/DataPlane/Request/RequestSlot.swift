@@ -57,8 +57,6 @@ enum Stage: UInt8 {
 struct Scan {
   var cursor: UInt64 = 0
   var end: UInt64 = 0
-  /// The first layer to look at: 0 for what the guest sees, 1 for what lies below the active layer.
-  var firstLayer = 0
   var buffer: IOBuffer = .empty
   /// The guest offset of the buffer's first byte.
   var bufferStart: UInt64 = 0
