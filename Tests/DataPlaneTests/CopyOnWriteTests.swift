@@ -3,9 +3,12 @@
 // First writes to clusters that the active layer does not have, one at a time and many at once.
 // Spec: qcow2.rst, "Cluster mapping".
 
+import BlockTypes
 import Foundation
 import TestSupport
 import Testing
+
+@testable import DataPlane
 
 private let cluster = 65_536
 private let engines: [ExportPlan.Engine] = [.sync, .aio]
@@ -63,11 +66,11 @@ private let engines: [ExportPlan.Engine] = [.sync, .aio]
     try folder.qemu("qemu-img create -q -f qcow2 @disk 1M")
     try folder.qemuIO("disk", "write -P 7 0 64k", "write -z 0 64k")
     let bench = try ImageBench(folder, "disk")
-    let before = try bench.image.storages[0].file.byteCount()
+    let before = try bench.fileByteCount()
     #expect(try bench.write([1, 2, 3], 1_000) == .none)
     let expected = overlay(zeroes(cluster), at: 1_000, with: [1, 2, 3])
     #expect(try bench.read(0, cluster) == expected)
-    #expect(try bench.image.storages[0].file.byteCount() == before)
+    #expect(try bench.fileByteCount() == before)
     try bench.settle()
     #expect(try bench.check().isClean)
   }
@@ -116,7 +119,7 @@ private let engines: [ExportPlan.Engine] = [.sync, .aio]
       try bench.start(write: pattern(4_096), UInt64(number * 4_096))
     }
     for slot in slots { #expect(try bench.finish(slot) == .none) }
-    #expect(bench.image.releases.isEmpty, "nothing was allocated twice and given back")
+    #expect(bench.releases.isEmpty, "nothing was allocated twice and given back")
     try bench.settle()
     let verdict = try bench.check()
     #expect(verdict.isClean, "\(verdict.text)")
@@ -176,7 +179,7 @@ private let engines: [ExportPlan.Engine] = [.sync, .aio]
       for slot in slots { #expect(try bench.finish(slot) == .none) }
     }
     #expect(try bench.read(0, 1 << 20) == expected)
-    #expect(bench.image.claims.indices.isEmpty)
+    #expect(bench.claimCount == 0)
     #expect(bench.image.serialisingClaimCount == 0)
     try bench.settle()
     #expect(try bench.check().isClean)
@@ -210,11 +213,12 @@ private let engines: [ExportPlan.Engine] = [.sync, .aio]
     guard bench.image.alignment > 1 else { return }
     let step = Int(bench.image.alignment)
     for number in 0..<4 { _ = try bench.start(write: [1], UInt64(number * step)) }
-    #expect(bench.image.claims.indices.count == 4)
-    #expect(bench.image.claimWaiters.isEmpty)
+    #expect(bench.claimCount == 4)
+    let nobodyWaits = bench.image.claimWaiters.isEmpty
+    #expect(nobodyWaits)
     _ = try bench.start(write: [2], 2)
-    #expect(bench.image.claims.indices.count == 4, "the fifth shares a block with the first")
-    try bench.until { bench.image.claims.indices.isEmpty }
+    #expect(bench.claimCount == 4, "the fifth shares a block with the first")
+    try bench.until { bench.claimCount == 0 }
   }
 
   @Test func `of any place and length match a model, many at once`() throws {

@@ -5,6 +5,7 @@
 // so the file can be looked at between any two. Spec: qcow2.rst, "Data file ordering" as
 // DESIGN.md 3.5 puts it; proto.md, "NBD_CMD_FLUSH".
 
+import BlockTypes
 import Foundation
 import TestSupport
 import Testing
@@ -143,7 +144,7 @@ private struct PlainImage {
           #expect(PlainImage(bytes: durable).entry(0) == nil)
         }
       }
-      try bench.until { bench.image.releases.isEmpty }
+      try bench.until { bench.releases.isEmpty }
     }
     #expect(PlainImage(bytes: watcher.durable).count(of: host) == 0)
   }
@@ -181,9 +182,9 @@ private struct PlainImage {
 
   @Test func `of an image without changes does nothing`() throws {
     let bench = try bench()
-    let before = bench.image.disks.systemCallCount
+    let before = bench.systemCallCount
     #expect(try bench.flush() == .none)
-    #expect(bench.image.disks.systemCallCount == before)
+    #expect(bench.systemCallCount == before)
   }
 
   @Test func `is shared by all that ask in one tick`() throws {
@@ -229,8 +230,8 @@ private struct PlainImage {
     try folder.makeOverlay()
     let bench = try ImageBench(folder, "disk")
     #expect(try bench.write(pattern(512, seed: 1), 0, flags: .fua) == .none)
-    #expect(!bench.image.hasDirtyTables)
-    #expect(!bench.image.hasUnsyncedWrites)
+    #expect(!bench.hasDirtyTables)
+    #expect(!bench.hasUnsyncedWrites)
   }
 
   @Test func `to a cluster whose mapping is not durable waits for that`() throws {
@@ -238,9 +239,9 @@ private struct PlainImage {
     try folder.makeOverlay()
     let bench = try ImageBench(folder, "disk")
     try bench.write(pattern(512, seed: 1), 0)
-    #expect(bench.image.hasDirtyTables)
+    #expect(bench.hasDirtyTables)
     #expect(try bench.write(pattern(512, seed: 2), 4_096, flags: .fua) == .none)
-    #expect(!bench.image.hasDirtyTables)
+    #expect(!bench.hasDirtyTables)
   }
 
   @Test func `to a durable cluster does not flush tables`() throws {
@@ -251,9 +252,9 @@ private struct PlainImage {
     try bench.settle()
     try bench.write(pattern(512, seed: 1), 5 * cluster)  // some other table page is dirty now
     try bench.settle()
-    let calls = bench.image.disks.systemCallCount
+    let calls = bench.systemCallCount
     #expect(try bench.write(pattern(4_096, seed: 2), 0, flags: .fua) == .none)
-    #expect(bench.image.disks.systemCallCount == calls + 1)
+    #expect(bench.systemCallCount == calls + 1)
   }
 }
 

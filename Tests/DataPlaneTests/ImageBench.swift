@@ -99,10 +99,19 @@ final class ImageBench {
     _ command: Command, _ offset: UInt64, _ length: UInt64, flags: CommandFlags = [],
     payload: [UInt8] = []
   ) throws -> Int {
+    let slot = try prepare(command, offset, length, flags: flags, payload: payload)
+    image.start(slot)
+    return slot
+  }
+
+  /// Puts a request in a slot, as one that has arrived and has not been looked at.
+  func prepare(
+    _ command: Command, _ offset: UInt64, _ length: UInt64, flags: CommandFlags = [],
+    payload: [UInt8] = []
+  ) throws -> Int {
     guard let slot = image.prepare(command, offset, length, flags, payload: payload) else {
       throw BenchError("no slot is free")
     }
-    image.start(slot)
     return slot
   }
 
@@ -191,6 +200,16 @@ final class ImageBench {
     guard !image.needsFlush else { throw BenchError("the image does not come to rest") }
   }
 
+  // MARK: Looking inside
+
+  // The macros of Swift Testing take copyable receivers only, which the image is not.
+  var hasDirtyTables: Bool { image.hasDirtyTables }
+  var hasUnsyncedWrites: Bool { image.hasUnsyncedWrites }
+  var releases: ReleaseQueue { image.releases }
+  var claimCount: Int { image.claims.indices.count }
+  var systemCallCount: UInt64 { image.disks.systemCallCount }
+  func fileByteCount() throws -> UInt64 { try image.storages[0].file.byteCount() }
+
   // MARK: Looking from outside
 
   /// What QEMU says about the image as it is in its file now.
@@ -218,7 +237,7 @@ final class ImageBench {
   /// Where the file keeps the guest cluster at `offset`; nil when the active layer does not.
   func host(of offset: UInt64) throws -> UInt64? {
     _ = try read(offset, 1)  // so that the table is in memory
-    guard case .data(0, let host, _) = image.resolve(offset, offset + 1, from: 0) else {
+    guard case .data(0, let host, _) = image.resolve(offset, offset + 1) else {
       return nil
     }
     return host

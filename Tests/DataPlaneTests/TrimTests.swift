@@ -4,6 +4,7 @@
 // reused before the flush that forgot it is durable. Spec: proto.md, "NBD_CMD_TRIM"; qcow2.rst,
 // "Host cluster management".
 
+import BlockTypes
 import Foundation
 import TestSupport
 import Testing
@@ -47,7 +48,7 @@ private let cluster: UInt64 = 65_536
     let bench = try ImageBench(folder, "disk")
     #expect(try bench.call(.trim, 1, 2 * cluster - 2) == .none)
     #expect(try bench.read(0, 1 << 20) == pattern(1 << 20))
-    #expect(!bench.image.hasDirtyTables)
+    #expect(!bench.hasDirtyTables)
   }
 
   @Test func `takes the whole clusters in its range only`() throws {
@@ -108,8 +109,8 @@ private let cluster: UInt64 = 65_536
   @Test func `keeps its count and its bytes until a flush`() throws {
     let (bench, host) = try trimmedBench()
     for _ in 0..<50 { bench.step() }
-    #expect(bench.image.releases.pending.count == 1)
-    #expect(bench.image.releases.releasable.isEmpty)
+    #expect(bench.releases.pending.count == 1)
+    #expect(bench.releases.releasable.isEmpty)
     #expect(try bench.count(ofClusterAt: host) == 1)
     #expect(try bench.bytes(at: host, Int(cluster)) == pattern(Int(cluster), seed: 1))
   }
@@ -133,7 +134,7 @@ private let cluster: UInt64 = 65_536
       let write = try bench.start(write: [1], number * cluster)
       bench.step()
       if bench.image.flush.isRunning {
-        #expect(bench.image.releases.releasable.isEmpty)
+        #expect(bench.releases.releasable.isEmpty)
         #expect(try bench.count(ofClusterAt: host) == 1)
         #expect(try bench.bytes(at: host, 8) == pattern(8, seed: 1))
       }
@@ -149,7 +150,7 @@ private let cluster: UInt64 = 65_536
   @Test func `is punched out, counted free and handed out again after the flush`() throws {
     let (bench, host) = try trimmedBench()
     #expect(try bench.flush() == .none)
-    try bench.until { bench.image.releases.isEmpty }
+    try bench.until { bench.releases.isEmpty }
     #expect(try bench.count(ofClusterAt: host) == 0)
     #expect(try bench.bytes(at: host, Int(cluster)) == zeroes(Int(cluster)))
     try bench.write([1], 9 * cluster)
@@ -165,18 +166,17 @@ private let cluster: UInt64 = 65_536
     try bench.write(pattern(Int(cluster), seed: 1), 0)
     try bench.settle()
     let host = try #require(try bench.host(of: 0))
-    // A read in the middle of its life: it has found its place and queued its operation.
-    let reader = try #require(
-      bench.image.prepare(.read, 0, cluster, [], payload: []))
+    // A read that is older than the trim, as one that has found its place and waits.
+    let reader = try bench.prepare(.read, 0, cluster)
     #expect(try bench.call(.trim, 0, cluster) == .none)
     #expect(try bench.flush() == .none)
     for _ in 0..<50 { bench.step() }
-    #expect(bench.image.releases.releasable.count == 1)
+    #expect(bench.releases.releasable.count == 1)
     #expect(try bench.count(ofClusterAt: host) == 1)
     #expect(try bench.bytes(at: host, Int(cluster)) == pattern(Int(cluster), seed: 1))
     bench.image.start(reader)
     _ = try bench.finish(reader)
-    try bench.until { bench.image.releases.isEmpty }
+    try bench.until { bench.releases.isEmpty }
     #expect(try bench.count(ofClusterAt: host) == 0)
   }
 
@@ -244,8 +244,8 @@ private let cluster: UInt64 = 65_536
     try folder.makeOverlay()
     let bench = try ImageBench(folder, "disk")
     #expect(try bench.call(.trim, 0, cluster) == .none)
-    #expect(bench.image.hasDirtyTables)
+    #expect(bench.hasDirtyTables)
     #expect(try bench.call(.writeZeroes, 4_096, 4_096, flags: .fua) == .none)
-    #expect(!bench.image.hasDirtyTables, "FUA was answered and the zero cluster is not durable")
+    #expect(!bench.hasDirtyTables, "FUA was answered and the zero cluster is not durable")
   }
 }
