@@ -19,6 +19,8 @@ public struct ExportConfig: Sendable {
   public var description: String
   public var minimumBlockByteCount: UInt64
   public var metadataCacheByteCount: UInt64
+  /// How long the server looks for the next request before it sleeps.
+  public var pollMicroseconds: Int
   public var handshakeSecondsMax: Int
   public var connectionsMax: Int
 
@@ -39,7 +41,7 @@ public struct ExportConfig: Sendable {
   public init(
     imagePath: String, format: ImageFormat?, isReadOnly: Bool, engine: ExportPlan.Engine,
     exportName: String?, description: String, minimumBlockByteCount: UInt64,
-    metadataCacheByteCount: UInt64, handshakeSecondsMax: Int, connectionsMax: Int,
+    metadataCacheByteCount: UInt64, pollMicroseconds: Int, handshakeSecondsMax: Int, connectionsMax: Int,
     socketPath: String?, socketMode: UInt32, socketOwner: String?, tcpEndpoint: TCPEndpoint?,
     allowsTCPWithoutTLS: Bool, user: String?, readyDescriptor: Int32?, pidFilePath: String?,
     runsInBackground: Bool, printsDrive: Bool
@@ -52,6 +54,7 @@ public struct ExportConfig: Sendable {
     self.description = description
     self.minimumBlockByteCount = minimumBlockByteCount
     self.metadataCacheByteCount = metadataCacheByteCount
+    self.pollMicroseconds = pollMicroseconds
     self.handshakeSecondsMax = handshakeSecondsMax
     self.connectionsMax = connectionsMax
     self.socketPath = socketPath

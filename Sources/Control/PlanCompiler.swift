@@ -14,6 +14,7 @@ public enum PlanCompiler {
   public static let textByteCountMax = 4_096
   public static let connectionsMaxRange = 1...10_000
   public static let handshakeSecondsRange = 1...3_600
+  public static let pollMicrosecondsRange = 0...1_000
   public static let metadataCacheByteCountRange: ClosedRange<UInt64> = 1 << 20...1 << 40
 
   /// Checks what needs no image. Call it before anything is opened.
@@ -30,6 +31,7 @@ public enum PlanCompiler {
     try validate(config.connectionsMax, in: connectionsMaxRange, option: "--max-connections")
     try validate(
       config.handshakeSecondsMax, in: handshakeSecondsRange, option: "--handshake-timeout")
+    try validate(config.pollMicroseconds, in: pollMicrosecondsRange, option: "--poll")
     try validate(
       config.metadataCacheByteCount, in: metadataCacheByteCountRange, option: "--metadata-cache")
   }
@@ -53,7 +55,8 @@ public enum PlanCompiler {
       limits: RequestLimits(
         connectionsMax: config.connectionsMax, handshakeSecondsMax: config.handshakeSecondsMax),
       minimumBlockByteCount: UInt32(config.minimumBlockByteCount),
-      metadataCacheByteCount: Int(config.metadataCacheByteCount))
+      metadataCacheByteCount: Int(config.metadataCacheByteCount),
+      spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
   }
 
   /// The name that clients see: the file's own, unless the user gave one.

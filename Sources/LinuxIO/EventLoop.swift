@@ -58,6 +58,16 @@ import Glibc
     return Int(count)
   }
 
+  /// Looks for events again and again for up to `nanoseconds`; returns how many there are.
+  public mutating func spin(nanoseconds: UInt64) -> Int {
+    let end = MonotonicClock.nanoseconds + nanoseconds
+    repeat {
+      let count = wait(timeoutMilliseconds: 0)
+      if count > 0 { return count }
+    } while MonotonicClock.nanoseconds < end
+    return 0
+  }
+
   public func event(_ index: Int) -> (token: UInt64, what: Interest) {
     var event = unsafe events[index]
     let token = unsafe clinux_epoll_token(&event)

@@ -62,6 +62,12 @@ struct StratadCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Memory for the image's tables.", valueName: "bytes"))
   var metadataCache = "32M"
 
+  @Option(
+    help: ArgumentHelp(
+      "Look for the next request this long before sleeping; 50 suits a machine that is not busy.",
+      valueName: "microseconds"))
+  var poll = 0
+
   @Option(help: ArgumentHelp("Time a client has to negotiate.", valueName: "seconds"))
   var handshakeTimeout = 10
 
@@ -93,7 +99,7 @@ struct StratadCommand: ParsableCommand {
       engine: aio == .native ? .aio : .sync, exportName: exportName, description: description,
       minimumBlockByteCount: try byteCount(blockSize, "--block-size"),
       metadataCacheByteCount: try byteCount(metadataCache, "--metadata-cache"),
-      handshakeSecondsMax: handshakeTimeout, connectionsMax: maxConnections, socketPath: socket,
+      pollMicroseconds: poll, handshakeSecondsMax: handshakeTimeout, connectionsMax: maxConnections, socketPath: socket,
       socketMode: try mode(), socketOwner: socketOwner, tcpEndpoint: try tcpEndpoint(),
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)

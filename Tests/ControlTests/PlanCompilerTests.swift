@@ -11,7 +11,7 @@ import Testing
     var config = ExportConfig(
       imagePath: "/images/vm1.qcow2", format: .qcow2, isReadOnly: false, engine: .aio,
       exportName: nil, description: "", minimumBlockByteCount: 1,
-      metadataCacheByteCount: 32 << 20, handshakeSecondsMax: 10, connectionsMax: 100,
+      metadataCacheByteCount: 32 << 20, pollMicroseconds: 0, handshakeSecondsMax: 10, connectionsMax: 100,
       socketPath: "/run/vm1.sock", socketMode: 0o600, socketOwner: nil, tcpEndpoint: nil,
       allowsTCPWithoutTLS: false, user: nil, readyDescriptor: nil, pidFilePath: nil,
       runsInBackground: false, printsDrive: false)
@@ -56,6 +56,9 @@ import Testing
     #expect(refusal { $0.handshakeSecondsMax = 0 } == "--handshake-timeout")
     #expect(refusal { $0.handshakeSecondsMax = 3_601 } == "--handshake-timeout")
     #expect(refusal { $0.metadataCacheByteCount = (1 << 20) - 1 } == "--metadata-cache")
+    #expect(refusal { $0.pollMicroseconds = -1 } == "--poll")
+    #expect(refusal { $0.pollMicroseconds = 1_001 } == "--poll")
+    #expect(refusal { $0.pollMicroseconds = 1_000 } == nil)
     #expect(refusal { $0.socketMode = 0o1000 } == "--socket-mode")
   }
 }

@@ -50,12 +50,14 @@ extension TemporaryFolder {
     guard result.exitCode == 0 else { throw BenchError("\(line): \(result.text)") }
   }
 
-  /// Runs a line of qemu-io on an image.
-  func qemuIO(_ name: String, format: String = "qcow2", _ commands: String...) throws {
+  /// Runs commands of qemu-io on a qcow2 image.
+  func qemuIO(_ name: String, _ commands: String...) throws { try qemuIO(name, commands) }
+
+  func qemuIO(_ name: String, _ commands: [String]) throws {
     let arguments = commands.flatMap { ["-c", $0] }
-    let result = try runQuietly("qemu-io", ["-f", format] + arguments + [path(name)])
+    let result = try runQuietly("qemu-io", ["-f", "qcow2"] + arguments + [path(name)])
     guard result.exitCode == 0, !result.text.contains("failed") else {
-      throw BenchError("qemu-io \(commands): \(result.text)")
+      throw BenchError("qemu-io \(commands.prefix(9)): \(result.text)")
     }
   }
 

@@ -89,7 +89,7 @@ final class ImageBench {
             storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
             diskByteCount: layer.exactDiskByteCount)
         }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
-        metadataCacheByteCount: cacheByteCount), slotCount: slotCount)
+        metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0), slotCount: slotCount)
   }
 
   // MARK: Step by step

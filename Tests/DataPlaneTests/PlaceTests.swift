@@ -46,7 +46,7 @@ import Testing
   func `is where the definition says`(clusterBits: Int, refcountOrder: Int) {
     let geometry = ClusterGeometry(clusterBits: clusterBits, refcountOrder: refcountOrder)
     let perBlock = geometry.refcountBlockEntryCount
-    let perPage = UInt64(geometry.pageByteCount * 8 >> refcountOrder)
+    let perPage = UInt64((geometry.pageByteCount * 8) >> refcountOrder)
     for index in [0, 1, perPage - 1, perPage, perBlock - 1] where index < perBlock {
       for block: UInt64 in [0, 3] {
         let place = CountPlace(

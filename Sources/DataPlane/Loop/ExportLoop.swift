@@ -46,6 +46,7 @@ public struct ExportLoop: ~Copyable {
   var transmitList: [Int32] = []
   var stalledCount = 0
   var stop = StopState()
+  var spin: SpinPolicy
   /// Seconds since tables last became dirty and stayed so.
   var dirtySeconds = 0
 
@@ -68,6 +69,7 @@ public struct ExportLoop: ~Copyable {
 
     description = ExportLoop.describe(plan)
     connections = FixedPool(capacity: plan.limits.connectionsMax)
+    spin = SpinPolicy(windowNanoseconds: plan.spinNanosecondsMax)
     self.plan = plan
     self.image = image
     self.events = events
@@ -95,8 +97,7 @@ public struct ExportLoop: ~Copyable {
   /// Serves until a signal ends it.
   public mutating func run() -> Outcome {
     while true {
-      let timeout: Int32 = image.ready.isEmpty && image.deferred.isEmpty ? -1 : 0
-      let count = events.wait(timeoutMilliseconds: timeout)
+      let count = waitForEvents()
       for index in 0..<count {
         let (token, what) = events.event(index)
         if let outcome = dispatch(token, what) { return outcome }
@@ -104,6 +105,19 @@ public struct ExportLoop: ~Copyable {
       tick()
       if let outcome = continueStopping() { return outcome }
     }
+  }
+
+  /// Waits for events; does not wait while requests can go on.
+  private mutating func waitForEvents() -> Int {
+    if !image.ready.isEmpty || !image.deferred.isEmpty {
+      return events.wait(timeoutMilliseconds: 0)
+    }
+    if connections.count > 0, spin.shouldSpin() {
+      let count = events.spin(nanoseconds: spin.windowNanoseconds)
+      spin.learn(found: count > 0)
+      if count > 0 { return count }
+    }
+    return events.wait(timeoutMilliseconds: -1)
   }
 
   private mutating func dispatch(_ token: UInt64, _ what: EventLoop.Interest) -> Outcome? {

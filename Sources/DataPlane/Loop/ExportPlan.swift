@@ -49,10 +49,13 @@ public struct ExportPlan {
   public var minimumBlockByteCount: UInt32
   /// Bytes of tables (L2 and refcount) that may stay in memory.
   public var metadataCacheByteCount: Int
+  /// How long the loop may look for the next event before it sleeps; 0 sleeps at once.
+  public var spinNanosecondsMax: UInt64
 
   public init(
     name: String, description: String, isReadOnly: Bool, layers: [LayerPlan], engine: Engine,
-    limits: RequestLimits, minimumBlockByteCount: UInt32, metadataCacheByteCount: Int
+    limits: RequestLimits, minimumBlockByteCount: UInt32, metadataCacheByteCount: Int,
+    spinNanosecondsMax: UInt64
   ) {
     precondition(!layers.isEmpty, "an export has at least one layer")
     self.name = name
@@ -63,6 +66,7 @@ public struct ExportPlan {
     self.limits = limits
     self.minimumBlockByteCount = minimumBlockByteCount
     self.metadataCacheByteCount = metadataCacheByteCount
+    self.spinNanosecondsMax = spinNanosecondsMax
   }
 
   /// Bytes of the virtual disk: those of the active layer.

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// When to look again and again for the next event instead of sleeping. Waking a sleeping thread
+// costs more than a small request does, so looking pays while the next request comes soon, and
+// only wastes CPU while it does not. This file performs no I/O.
+
+/// Decides, before each wait, whether to spin first. A miss makes it skip twice as many waits as
+/// the miss before, so a busy machine or a slow client soon costs next to nothing.
+struct SpinPolicy {
+  /// log2 of the most waits that are skipped after misses in a row.
+  static let missesMax = 10
+
+  /// How long one spin may last; 0 never spins.
+  let windowNanoseconds: UInt64
+  private var missCount = 0
+  private var skipCount = 0
+
+  init(windowNanoseconds: UInt64) { self.windowNanoseconds = windowNanoseconds }
+
+  /// Whether the next wait should begin with a spin.
+  mutating func shouldSpin() -> Bool {
+    guard windowNanoseconds > 0 else { return false }
+    guard skipCount == 0 else {
+      skipCount -= 1
+      return false
+    }
+    return true
+  }
+
+  /// Learns whether a spin found an event.
+  mutating func learn(found: Bool) {
+    if found {
+      missCount = 0
+    } else {
+      missCount = min(missCount + 1, SpinPolicy.missesMax)
+      skipCount = 1 << missCount - 1
+    }
+  }
+}
