@@ -46,7 +46,8 @@ import Testing
 
   @Test func `agrees with the layers of a fresh chain`() throws {
     let bench = try ImageBench(try threeLayers(), "disk")
-    #expect(bench.image.usesIndex)
+    let usesIndex = bench.image.usesIndex
+    #expect(usesIndex)
     #expect(try differences(bench) == [])
   }
 
@@ -113,8 +114,7 @@ import Testing
   }
 
   @Test func `fails readers whose tables are gone, again and again, and stays usable`() async {
-    await #expect(processExitsWith: .success) {
-      alarm(60)
+    do {
       let folder = try TemporaryFolder()
       try folder.qemu("qemu-img create -q -f qcow2 -o cluster_size=512 @base 1G")
       // Data at each MiB of the base makes a table for it, in the order of the file.
@@ -127,7 +127,7 @@ import Testing
       truncate(folder.path("base"), off_t(byteCount / 8))
       var failed = 0
       for number in 300..<600 {
-        if try bench.readError(UInt64(number) << 20, 1) != .none { failed += 1 }
+        do { if try bench.readError(UInt64(number) << 20, 1) != .none { failed += 1 } } catch { print(number, failed); bench.dump(); throw error }
       }
       guard failed > 260 else { throw BenchError("only \(failed) reads failed") }
       guard try bench.read(0, 1) == [5] else { throw BenchError("the good part is lost") }

@@ -9,13 +9,15 @@ import Testing
 @Suite struct `Spinning before a wait` {
   @Test func `never happens with a window of nothing`() {
     var policy = SpinPolicy(windowNanoseconds: 0)
-    #expect(!policy.shouldSpin())
+    let spins = policy.shouldSpin()
+    #expect(!spins)
   }
 
   @Test func `goes on while it finds events`() {
     var policy = SpinPolicy(windowNanoseconds: 50_000)
     for _ in 0..<100 {
-      #expect(policy.shouldSpin())
+      let spins = policy.shouldSpin()
+      #expect(spins)
       policy.learn(found: true)
     }
   }
@@ -35,9 +37,9 @@ import Testing
   @Test func `is as eager as ever after one event was found`() {
     var policy = SpinPolicy(windowNanoseconds: 50_000)
     policy.learn(found: false)
-    #expect(!policy.shouldSpin())
-    #expect(policy.shouldSpin())
+    var spins = [policy.shouldSpin(), policy.shouldSpin()]
     policy.learn(found: true)
-    #expect(policy.shouldSpin())
+    spins.append(policy.shouldSpin())
+    #expect(spins == [false, true, true])
   }
 }

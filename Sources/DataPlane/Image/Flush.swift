@@ -256,8 +256,7 @@ extension ImageStack {
     flush.refcountTable.removeAll(keepingCapacity: true)
     flush.referenced.removeAll(keepingCapacity: true)
     if error == .none {
-      releases.releasable.append(contentsOf: releases.sealed)
-      releases.sealed.removeAll(keepingCapacity: true)
+      releases.unseal()
     } else {
       flush.installedTables.formUnion(flush.sealedTables)
       hasUnsyncedWrites = true

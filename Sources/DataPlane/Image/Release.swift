@@ -26,14 +26,38 @@ struct ReleaseQueue {
   var pending: [ReleasedRun] = []
   /// The same, taken along by the flush that runs now.
   var sealed: [ReleasedRun] = []
-  /// Durably forgotten: to be released once their last user has ended.
-  var releasable: [ReleasedRun] = []
+  /// Durably forgotten: to be released, from `firstReleasable` on, once their last user has ended.
+  private(set) var releasable: [ReleasedRun] = []
+  private var firstReleasable = 0
   /// Clusters of the first releasable run whose space is being punched out.
   var punchedCount: UInt64 = 0
   var isPunching = false
   var loadFailed = false
 
-  var isEmpty: Bool { pending.isEmpty && sealed.isEmpty && releasable.isEmpty }
+  var isEmpty: Bool { pending.isEmpty && sealed.isEmpty && next == nil }
+
+  /// The run to be released next.
+  var next: ReleasedRun? {
+    firstReleasable < releasable.count ? releasable[firstReleasable] : nil
+  }
+
+  /// The sealed runs are durably forgotten now.
+  mutating func unseal() {
+    releasable.append(contentsOf: sealed)
+    sealed.removeAll(keepingCapacity: true)
+  }
+
+  /// The first `count` clusters of the next run are done with.
+  mutating func skip(_ count: UInt64) {
+    releasable[firstReleasable].cluster += count
+    releasable[firstReleasable].count -= count
+    guard releasable[firstReleasable].count == 0 else { return }
+    firstReleasable += 1
+    if firstReleasable == releasable.count {
+      releasable.removeAll(keepingCapacity: true)
+      firstReleasable = 0
+    }
+  }
 
   mutating func add(cluster: UInt64, count: UInt64, lastUser: UInt64) {
     if let last = pending.last, last.cluster + last.count == cluster, last.lastUser == lastUser {
@@ -78,7 +102,7 @@ extension ImageStack {
 
   /// Starts releasing if there is something to release and the slot sleeps.
   mutating func wakeReleases() {
-    guard !releases.releasable.isEmpty, !requests.slots[ReleaseQueue.slot].isInList,
+    guard releases.next != nil, !requests.slots[ReleaseQueue.slot].isInList,
       requests.slots[ReleaseQueue.slot].poolCount == 0
     else { return }
     wake(ReleaseQueue.slot)
@@ -87,14 +111,16 @@ extension ImageStack {
   /// Releases runs one after the other; the stage of the image's own slot.
   mutating func release(_ index: Int) -> Progress {
     if requests.slots[index].poolCount > 0 { return .waits }
-    while let run = releases.releasable.first {
+    while let run = releases.next {
       if let oldest = requests.oldestSequence(besides: index), oldest <= run.lastUser {
         return .waits  // `retire` wakes this again
       }
       if releases.loadFailed {
         // The counts cannot be read: the clusters leak, which `check` repairs.
         releases.loadFailed = false
-        releases.releasable.removeFirst()
+        releases.isPunching = false
+        releases.punchedCount = 0
+        releases.skip(run.count)
         continue
       }
       if case .waits = releaseSome(index, run) { return .waits }
@@ -109,7 +135,7 @@ extension ImageStack {
     let blockIndex = Int(run.cluster >> entryBits)
     let block = blockIndex < allocator.table.count ? allocator.table[blockIndex] & ~511 : 0
     guard block != 0 else {
-      skipReleased(1)
+      releases.skip(1)
       return .more
     }
     let place = CountPlace(cluster: run.cluster, block: block, geometry: geometry)
@@ -126,15 +152,9 @@ extension ImageStack {
     let count = min(releases.punchedCount, reach)
     lowerCounts(page, place, Int(count))
     releases.punchedCount = 0
-    skipReleased(count)
+    releases.skip(count)
     allocator.searchCluster = min(allocator.searchCluster, run.cluster)
     return .more
-  }
-
-  private mutating func skipReleased(_ count: UInt64) {
-    releases.releasable[0].cluster += count
-    releases.releasable[0].count -= count
-    if releases.releasable[0].count == 0 { releases.releasable.removeFirst() }
   }
 
   /// How many clusters from the place on have a count of exactly one, so that they become free.
