@@ -61,7 +61,7 @@ extension ImageFile {
     throw ImageError(
       .inUse,
       "the image is in use\(holders.isEmpty ? "" : " by process \(holders)") and cannot be locked "
-        + "for \(purpose); stop the other user, or work on an overlay of the image")
+        + "for \(purpose); stop the other user first (info, check and map look on with -U)")
   }
 
   /// Takes the locks and returns whether somebody else's contradict them.

@@ -114,7 +114,7 @@ extension ImageStack {
   /// Whether the cluster holds the header, the L1 table, the refcount table or the block that
   /// claims it to be free: counts that say so are damaged, and believing them would destroy the
   /// image.
-  private func holdsTables(_ cluster: UInt64, _ geometry: ClusterGeometry) -> Bool {
+  func holdsTables(_ cluster: UInt64, _ geometry: ClusterGeometry) -> Bool {
     let start = cluster * geometry.clusterByteCount
     let range = ByteRange(start: start, end: start + geometry.clusterByteCount)
     let l1 = ByteRange(
@@ -177,12 +177,17 @@ extension ImageStack {
     let host = cluster * geometry.clusterByteCount
     let end = host + geometry.clusterByteCount
     if end > allocator.fileByteCount { return growFile(index, to: end) }
+    // A table where nothing should be in use: the refcount table is damaged.
+    guard !holdsTables(cluster, geometry), cache.find(0, host) == nil else { return .failed(.io) }
     let isFresh = cluster >= allocator.freshCluster
-    guard let page = cache.find(0, host) ?? insertPage(0, host, .refcount, 0) else {
+    guard disks.hasRoom else {
+      _ = waitForQueue(index)
+      return .waits
+    }
+    guard let page = insertPage(0, host, .refcount, 0) else {
       cacheWaiters.append(index, &requests.slots)
       return .waits
     }
-    precondition(cache.pages[page].state != .ready, "a refcount block lies where nothing is")
     if !isFresh {
       // Rare, once for each block and only where the file had slack at its end: done at once.
       let failure = disks.writeNow(

@@ -271,8 +271,26 @@ extension ImageStack {
       wake(index)
     }
     ready.append(contentsOf: &flush.idleWaiters, &requests.slots)
-    ready.append(contentsOf: &cacheWaiters, &requests.slots)
+    if error == .none {
+      ready.append(contentsOf: &cacheWaiters, &requests.slots)
+    } else {
+      failCacheWaiters(error)
+    }
     wakeReleases()
+  }
+
+  /// The changed pages stay, so that there is no room for others: who waits for it fails. Waiting
+  /// on would ask for the next flush at once, and so for ever.
+  private mutating func failCacheWaiters(_ error: BlockErrno) {
+    while let index = cacheWaiters.popFirst(&requests.slots) {
+      if index == ReleaseQueue.slot {
+        releases.loadFailed = true
+      } else {
+        _ = fail(index, error)
+      }
+      wake(index)
+    }
+    dropUnfinishedIndexPages()
   }
 
   private mutating func settleCopy(_ copy: FlushState.PageCopy, _ error: BlockErrno) {

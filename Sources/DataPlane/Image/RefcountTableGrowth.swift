@@ -18,6 +18,10 @@ extension ImageStack {
       flush.idleWaiters.append(index, &requests.slots)
       return .waits
     }
+    guard disks.hasRoom else {
+      _ = waitForQueue(index)
+      return .waits
+    }
     let geometry = layers[0].geometry
     let plan = TableGrowth(
       oldEntryCount: allocator.table.count, geometry: geometry)

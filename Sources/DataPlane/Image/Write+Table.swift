@@ -74,6 +74,7 @@ extension ImageStack {
     let l1Index = requests.slots[index].tableIndex
     let old = L1Entry(rawValue: layers[0].l1[l1Index])
     let host = HostOffset(byteOffset: requests.slots[index].tableHost)
+    forgetPages(ofClusterAt: host.byteOffset)
     layers[0].l1[l1Index] = L1Entry(tableAt: host).rawValue
     flush.markTableInstalled(l1Index)
     if !old.isEmpty { freeTable(old) }
@@ -84,6 +85,15 @@ extension ImageStack {
     ready.append(contentsOf: &allocationWaiters, &requests.slots)
     requests.slots[index].stage = requests.slots[index].afterTable
     return .more
+  }
+
+  /// Drops what the cache remembers of a table that was here before.
+  private mutating func forgetPages(ofClusterAt host: UInt64) {
+    let geometry = layers[0].geometry
+    let end = host + geometry.clusterByteCount
+    for offset in stride(from: host, to: end, by: geometry.pageByteCount) {
+      if let page = cache.find(0, offset) { cache.remove(page) }
+    }
   }
 
   /// Gives back the cluster of a table that was never installed.

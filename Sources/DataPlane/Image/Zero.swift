@@ -92,6 +92,8 @@ extension ImageStack {
       switch zeroRun(cursor, end) {
       case .zeroes(let byteCount):
         requests.slots[index].zeroCursor = cursor + byteCount
+        // That they read as zeroes may be known to memory only.
+        if requests.slots[index].flags.contains(.fua) { requests.slots[index].needsFlush = true }
         return .more
       case .other: break
       case .needsTable(let layer, let pageOffset, let l1Index):
