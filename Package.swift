@@ -119,7 +119,8 @@ let package = Package(
       ],
       swiftSettings: tests),
     .testTarget(
-      name: "AllocationTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
+      name: "AllocationTests", dependencies: ["TestSupport", "stratad"],
+      exclude: ["malloccount.c"], swiftSettings: tests),
     .testTarget(
       name: "FaultTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
   ]

@@ -84,7 +84,7 @@ import Glibc
     let depth = DiskQueue.depthMax
     self.engine = engine
     let event = try EventCounter(.polled)
-    let context = unsafe try DiskQueue.makeContext(engine, depth: depth)
+    let context = unsafe try DiskQueue.makeContext(engine)
     self.event = event
     unsafe self.context = unsafe context
     operations = FixedArray(count: depth) { _ in Operation() }
@@ -96,13 +96,24 @@ import Glibc
     unsafe events = unsafe FixedArray(count: depth) { _ in unsafe io_event() }
   }
 
-  private static func makeContext(
-    _ engine: Engine, depth: Int
-  ) throws(SystemError) -> io_context_t? {
+  /// Operations that the kernel is asked to take at once, most wanted first. All processes of the
+  /// machine share `fs.aio-max-nr` (65,536 unless told otherwise): a smaller context leaves room
+  /// for more exports, and what does not fit in it waits in the queue.
+  private static let contextDepths: [Int32] = [256, 64, 16]
+
+  private static func makeContext(_ engine: Engine) throws(SystemError) -> io_context_t? {
     guard engine == .aio else { return nil }
-    var created: io_context_t?
-    _ = try SystemError.check(unsafe io_setup(Int32(depth), &created), "io_setup")
-    return unsafe created
+    var result: Int32 = 0
+    for depth in contextDepths {
+      var created: io_context_t?
+      result = unsafe io_setup(depth, &created)
+      if result != -EAGAIN {
+        _ = try SystemError.check(result, "io_setup")
+        return unsafe created
+      }
+    }
+    throw SystemError(
+      errno: -result, call: "io_setup (all of fs.aio-max-nr is in use; raise it, or use --aio sync)")
   }
 
   deinit {

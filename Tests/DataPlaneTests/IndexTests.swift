@@ -125,9 +125,9 @@ import Testing
       #expect(try bench.read(0, 1) == [5])
       let base = bench.image.storages[1]
       let byteCount = try base.file.byteCount()
-      truncate(folder.path("base"), off_t(byteCount / 8))
+      truncate(folder.path("base"), off_t(byteCount / 2))
       var failed = 0
-      for number in 300..<600 {
+      for number in 310..<600 {
         if try bench.readError(UInt64(number) << 20, 1) != .none { failed += 1 }
       }
       guard failed > 260 else { throw BenchError("only \(failed) reads failed") }

@@ -28,7 +28,7 @@ private let pageCount = TableCache.pagesMin
   }
 
   @Test func `finds each page that was entered, and no other`() {
-    let cache = filledCache(pageCount)
+    var cache = filledCache(pageCount)
     for number in 0..<pageCount {
       let offset = UInt64(number) * 4_096
       let found = cache.find(0, offset)
@@ -76,7 +76,7 @@ private let pageCount = TableCache.pagesMin
     let page = cache.pages[try #require(inserted)]
     #expect(page.state == .loading)
     #expect(page.kind == .refcount)
-    #expect(!page.isDirty && !page.isBeingWritten && page.isReferenced)
+    #expect(!page.isDirty && !page.isBeingWritten && !page.isReferenced)
     #expect(page.l1Index == 0)
     #expect(page.layer == 2)
   }
@@ -89,6 +89,18 @@ private let pageCount = TableCache.pagesMin
     let evicted = cache.find(0, 3 * 4_096)
     #expect(kept == [true, true, true])
     #expect(evicted == nil)
+  }
+
+  @Test func `keeps a page that is looked at again and again`() {
+    var cache = filledCache(pageCount)
+    for number in 0..<10 * pageCount {
+      let hot = cache.find(0, 0)
+      #expect(hot != nil, "after \(number) others")
+      if hot == nil { return }
+      if let page = cache.insert(1, UInt64(number) * 4_096, .l2) {
+        cache.pages[page].state = .ready
+      }
+    }
   }
 
   @Test func `forgets an evicted page`() {

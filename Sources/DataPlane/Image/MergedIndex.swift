@@ -72,7 +72,7 @@ extension ImageStack {
   // MARK: Looking up
 
   /// Resolves the start of `cursor ..< end` by the index.
-  func resolveByIndex(_ cursor: UInt64, _ end: UInt64) -> Resolution {
+  mutating func resolveByIndex(_ cursor: UInt64, _ end: UInt64) -> Resolution {
     if cursor >= diskByteCount {
       return .zero(layer: 0, byteCount: end - cursor, isProvisioned: false)
     }
@@ -132,16 +132,29 @@ extension ImageStack {
       isWhole = !hasUnknown(page, pageStart, end)
     }
     settleUnknown(page)
-    cache.pages[page].state = .ready
+    cache.endFilling(page)
     return .more
+  }
+
+  /// Drops the pages that nobody may be filling any more after a request failed on its way. Who
+  /// still does begins anew.
+  mutating func dropUnfinishedIndexPages() {
+    guard cache.fillingCount > 0 else { return }
+    for page in 0..<cache.pages.count where cache.pages[page].state == .filling {
+      cache.endFilling(page)
+      cache.remove(page)
+    }
   }
 
   /// The page being filled, entered if it is not there; nil while the cache has no room.
   private mutating func indexPage(_ pageStart: UInt64) -> Int? {
     if let page = cache.find(IndexGeometry.cacheLayer, pageStart) { return page }
+    // Pages being filled cannot be evicted, so they may not take the room of the tables. Each of
+    // them waits for a table, whose completion wakes those who wait here.
+    guard cache.fillingCount < cache.fillingMax else { return nil }
     guard let page = insertPage(IndexGeometry.cacheLayer, pageStart, .index, 0) else { return nil }
     cache.pages[page].buffer.zero(0, TableCache.pageByteCountMax)
-    cache.pages[page].state = .filling
+    cache.beginFilling(page)
     cache.pages[page].fillLayer = 0
     cache.pages[page].fillCursor = pageStart
     return page

@@ -158,6 +158,7 @@ extension ImageStack {
       wake(index)
     }
     cache.remove(page)
+    dropUnfinishedIndexPages()
   }
 
   // MARK: Compressed clusters

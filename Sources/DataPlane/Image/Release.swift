@@ -134,7 +134,8 @@ extension ImageStack {
     let entryBits = UInt64(geometry.clusterBits + 3 - geometry.refcountOrder)
     let blockIndex = Int(run.cluster >> entryBits)
     let block = blockIndex < allocator.table.count ? allocator.table[blockIndex] & ~511 : 0
-    guard block != 0 else {
+    // The second is damage: a mapping led to the image's own tables.
+    guard block != 0, !holdsTables(run.cluster, geometry) else {
       releases.skip(1)
       return .more
     }
@@ -144,7 +145,7 @@ extension ImageStack {
     }
     let reach = min(run.count, UInt64(place.countsPerPage - place.indexInPage))
     if !releases.isPunching, releases.punchedCount == 0 {
-      let last = lastOwnedCount(page, place, Int(reach))
+      let last = lastOwnedCount(page, place, run.cluster, Int(reach))
       if last > 0, startPunch(index, run.cluster, last) { return .waits }
       releases.punchedCount = max(last, 1)
     }
@@ -158,11 +159,13 @@ extension ImageStack {
   }
 
   /// How many clusters from the place on have a count of exactly one, so that they become free.
-  private func lastOwnedCount(_ page: Int, _ place: CountPlace, _ limit: Int) -> UInt64 {
+  private func lastOwnedCount(
+    _ page: Int, _ place: CountPlace, _ cluster: UInt64, _ limit: Int
+  ) -> UInt64 {
     let geometry = layers[0].geometry
     return cache.pages[page].buffer.withSpan(0, geometry.pageByteCount) { span in
       var count = 0
-      while count < limit,
+      while count < limit, !holdsTables(cluster + UInt64(count), geometry),
         Refcount.load(span, at: place.indexInPage + count, order: geometry.refcountOrder) == 1
       {
         count += 1

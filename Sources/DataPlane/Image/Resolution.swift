@@ -29,13 +29,13 @@ extension ImageStack {
   ///
   /// The answer covers as much as one table page tells. Bytes past the end of the disk (a request
   /// rounded to the alignment) are zeroes.
-  func resolve(_ cursor: UInt64, _ end: UInt64) -> Resolution {
+  mutating func resolve(_ cursor: UInt64, _ end: UInt64) -> Resolution {
     precondition(cursor < end, "an empty range was resolved")
     return usesIndex ? resolveByIndex(cursor, end) : resolveByLayers(cursor, end)
   }
 
   /// Asks one layer after the other.
-  func resolveByLayers(_ cursor: UInt64, _ end: UInt64) -> Resolution {
+  mutating func resolveByLayers(_ cursor: UInt64, _ end: UInt64) -> Resolution {
     var limit = end
     for layer in 0..<layers.count {
       switch resolveInLayer(cursor, limit, layer) {
@@ -52,7 +52,7 @@ extension ImageStack {
     case found(Resolution)
   }
 
-  func resolveInLayer(_ cursor: UInt64, _ end: UInt64, _ layer: Int) -> LayerAnswer {
+  mutating func resolveInLayer(_ cursor: UInt64, _ end: UInt64, _ layer: Int) -> LayerAnswer {
     if cursor >= layers[layer].diskByteCount {
       // Past the end of a short layer: what is made up there counts as this layer's.
       return .found(.zero(layer: layer, byteCount: end - cursor, isProvisioned: false))
@@ -64,7 +64,7 @@ extension ImageStack {
     return lookUp(cursor, limit, in: layer)
   }
 
-  private func lookUp(_ cursor: UInt64, _ limit: UInt64, in index: Int) -> LayerAnswer {
+  private mutating func lookUp(_ cursor: UInt64, _ limit: UInt64, in index: Int) -> LayerAnswer {
     let geometry = layers[index].geometry
     let offset = GuestOffset(byteOffset: cursor)
     let l1Index = geometry.l1Index(of: offset)

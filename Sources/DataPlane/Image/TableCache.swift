@@ -50,6 +50,10 @@ struct TableCache: ~Copyable {
   private var usedCount = 0
   private var hand = 0
   private(set) var dirtyCount = 0
+  /// Pages of the index that are not whole, and how many of them there may be: the rest of the
+  /// cache is for the tables that they are filled from.
+  private(set) var fillingCount = 0
+  var fillingMax: Int { pages.count / 4 }
   /// Pages marked dirty since the last cut; some may be clean again.
   private var dirtyPages: [Int32] = []
 
@@ -70,10 +74,12 @@ struct TableCache: ~Copyable {
   }
 
   /// The page that starts at `hostOffset` of `layer`, loaded or loading; nil when there is none.
-  func find(_ layer: Int, _ hostOffset: UInt64) -> Int? {
+  /// Marks it as looked at, which lets it outlive those that are not.
+  mutating func find(_ layer: Int, _ hostOffset: UInt64) -> Int? {
     var index = buckets[bucket(layer, hostOffset)]
     while index >= 0 {
       if pages[Int(index)].hostOffset == hostOffset, pages[Int(index)].layer == layer {
+        if !pages[Int(index)].isReferenced { pages[Int(index)].isReferenced = true }
         return Int(index)
       }
       index = pages[Int(index)].nextInBucket
@@ -91,7 +97,6 @@ struct TableCache: ~Copyable {
     pages[index].buffer = buffer
     pages[index].state = .loading
     pages[index].kind = kind
-    pages[index].isReferenced = true
     pages[index].layer = Int32(layer)
     pages[index].hostOffset = hostOffset
     pages[index].nextInBucket = buckets[home]
@@ -133,6 +138,18 @@ struct TableCache: ~Copyable {
       pages[Int(link)].nextInBucket = pages[index].nextInBucket
     }
     pages[index].state = .unused
+  }
+
+  mutating func beginFilling(_ index: Int) {
+    precondition(pages[index].state == .loading, "a page in use is to be filled")
+    pages[index].state = .filling
+    fillingCount += 1
+  }
+
+  mutating func endFilling(_ index: Int) {
+    precondition(pages[index].state == .filling, "a page that is not being filled was filled")
+    pages[index].state = .ready
+    fillingCount -= 1
   }
 
   mutating func markDirty(_ index: Int) {

@@ -127,7 +127,7 @@ extension ImageStack {
   }
 
   /// Whether the range starts with bytes that read as zeroes already.
-  private func zeroRun(_ cursor: UInt64, _ end: UInt64) -> ZeroRun {
+  private mutating func zeroRun(_ cursor: UInt64, _ end: UInt64) -> ZeroRun {
     switch resolve(cursor, end) {
     case .zero(_, let byteCount, _): .zeroes(byteCount: byteCount)
     case .data, .compressed: .other
