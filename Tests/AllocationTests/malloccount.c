@@ -43,13 +43,16 @@ __attribute__((constructor)) static void start(void) {
 
 static void note(void) {
   atomic_fetch_add(&report->count, 1);
-  if (is_tracing || atomic_load(&report->trace_count) >= atomic_load(&report->traces_wanted)) return;
+  if (is_tracing) return;
+  if (atomic_load(&report->trace_count) >= atomic_load(&report->traces_wanted)) return;
   uint64_t number = atomic_fetch_add(&report->trace_count, 1);
   if (number >= TRACES) return;
   is_tracing = 1;
   void *frames[FRAMES] = {0};
   backtrace(frames, FRAMES);
-  for (int index = 0; index < FRAMES; index++) report->frames[number][index] = (uint64_t)frames[index];
+  for (int index = 0; index < FRAMES; index++) {
+    report->frames[number][index] = (uint64_t)frames[index];
+  }
   is_tracing = 0;
 }
 

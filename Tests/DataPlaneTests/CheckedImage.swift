@@ -71,9 +71,8 @@ extension TemporaryFolder {
     baseByteCount: Int = 1 << 20, byteCount: Int? = nil, options: String = "cluster_size=65536"
   ) throws {
     try makeRaw("base", byteCount: baseByteCount)
-    try qemu(
-      "qemu-img create -q -f qcow2 -o \(options) -b @base -F raw @disk \(byteCount ?? baseByteCount)"
-    )
+    let size = byteCount ?? baseByteCount
+    try qemu("qemu-img create -q -f qcow2 -o \(options) -b @base -F raw @disk \(size)")
   }
 }
 

@@ -14,10 +14,12 @@ private let cluster = 65_536
 private let engines: [ExportPlan.Engine] = [.sync, .aio]
 
 @Suite struct `A first write to a cluster` {
-  @Test(arguments: engines, [
-    (0, 65_536), (0, 4_096), (61_440, 4_096), (8_192, 4_096), (1, 1), (100, 70_000), (65_535, 2),
-    (512, 196_608),
-  ])
+  @Test(
+    arguments: engines,
+    [
+      (0, 65_536), (0, 4_096), (61_440, 4_096), (8_192, 4_096), (1, 1), (100, 70_000), (65_535, 2),
+      (512, 196_608),
+    ])
   func `keeps the base's bytes around it`(
     engine: ExportPlan.Engine, place: (start: Int, count: Int)
   ) throws {
@@ -86,8 +88,10 @@ private let engines: [ExportPlan.Engine] = [.sync, .aio]
     try bench.settle()
     try bench.write([9], UInt64(3 * cluster + 5))
     #expect(try bench.host(of: UInt64(3 * cluster)) == old, "the test wants the place again")
-    #expect(try bench.read(UInt64(3 * cluster), cluster) == overlay(
-      zeroes(cluster), at: 5, with: [9]))
+    #expect(
+      try bench.read(UInt64(3 * cluster), cluster)
+        == overlay(
+          zeroes(cluster), at: 5, with: [9]))
     try bench.settle()
     #expect(try bench.check().isClean)
   }

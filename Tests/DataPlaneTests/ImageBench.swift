@@ -57,8 +57,10 @@ extension ImageStack {
   /// The payload of a READ that has finished.
   func payload(_ slot: Int) -> [UInt8] {
     let request = requests.slots[slot]
-    return request.buffer.withAddress(Int(request.offset - request.bufferStart), Int(request.length))
-    { Array(UnsafeRawBufferPointer(start: $0, count: Int(request.length))) }
+    let count = Int(request.length)
+    return request.buffer.withAddress(Int(request.offset - request.bufferStart), count) {
+      Array(UnsafeRawBufferPointer(start: $0, count: count))
+    }
   }
 }
 

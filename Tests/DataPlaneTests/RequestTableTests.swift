@@ -106,7 +106,7 @@ import Testing
   /// Takes a slot and puts it to use.
   private func take(_ table: inout RequestTable) -> Int? {
     guard let index = table.acquire() else { return nil }
-    table.slots[index].stage = .receiving
+    table.slots[index].stage = .scanning
     return index
   }
 
@@ -146,6 +146,15 @@ import Testing
     #expect(table.oldestSequence(besides: 1) == 3)
     _ = take(&table)  // slot 0 again, and the youngest now
     #expect(table.slots[0].sequence == 4)
+    #expect(table.oldestSequence(besides: -1) == 2)
+  }
+
+  @Test(arguments: [Stage.receiving, .finished, .replying])
+  func `does not count a request as old that waits for its client only`(stage: Stage) {
+    var table = RequestTable(slotCount: 2)
+    for _ in 0..<2 { _ = take(&table) }
+    #expect(table.oldestSequence(besides: -1) == 1)
+    table.slots[0].stage = stage
     #expect(table.oldestSequence(besides: -1) == 2)
   }
 

@@ -168,6 +168,7 @@ private let cluster: UInt64 = 65_536
     let host = try #require(try bench.host(of: 0))
     // A read that is older than the trim, as one that has found its place and waits.
     let reader = try bench.prepare(.read, 0, cluster)
+    bench.image.requests.slots[reader].stage = .scanning
     #expect(try bench.call(.trim, 0, cluster) == .none)
     #expect(try bench.flush() == .none)
     for _ in 0..<50 { bench.step() }
@@ -193,9 +194,11 @@ private let cluster: UInt64 = 65_536
 }
 
 @Suite struct `WRITE_ZEROES` {
-  @Test(arguments: [ExportPlan.Engine.sync, .aio], [
-    (0, 65_536), (1, 1), (100, 200_000), (65_535, 2), (0, 1 << 20), (4_096, 4_096),
-  ])
+  @Test(
+    arguments: [ExportPlan.Engine.sync, .aio],
+    [
+      (0, 65_536), (1, 1), (100, 200_000), (65_535, 2), (0, 1 << 20), (4_096, 4_096),
+    ])
   func `is exact to the byte`(
     engine: ExportPlan.Engine, place: (start: Int, count: Int)
   ) throws {

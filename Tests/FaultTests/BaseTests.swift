@@ -36,16 +36,21 @@ import Testing
     close(base)
     let daemon = try #require(bench.daemon)
     #expect(daemon.stop() == 1)
-    #expect(daemon.errorText.contains("\(bench.folder.path("base")): this backing file was changed"))
+    #expect(
+      daemon.errorText.contains("\(bench.folder.path("base")): this backing file was changed"))
   }
 
-  @Test func `is the same file, byte for byte and to the nanosecond, after writes and trims`() throws {
+  @Test func `is the same file, byte for byte and to the nanosecond, after writes and trims`()
+    throws
+  {
     let bench = try FaultBench()
     try bench.makeOverlay()
     let before = try Untouched(bench.folder.path("base"))
     try bench.serve()
     let client = try bench.client()
-    for number in 0..<30 { #expect(try client.write(UInt64(number * 30_000), pattern(20_000)) == 0) }
+    for number in 0..<30 {
+      #expect(try client.write(UInt64(number * 30_000), pattern(20_000)) == 0)
+    }
     #expect(try client.call(.trim, offset: 0, length: 1 << 20).error == 0)
     #expect(try client.call(.writeZeroes, offset: 100, length: 300_000).error == 0)
     #expect(try client.flush() == 0)
@@ -68,7 +73,8 @@ import Testing
     #expect(try client.read(0, 1 << 20).data == pattern(1 << 20))
     #expect(try client.write(0, [1]) == WireErrno.notPermitted)
     #expect(try client.call(.trim, offset: 0, length: 65_536).error == WireErrno.notPermitted)
-    #expect(try client.call(.writeZeroes, offset: 0, length: 65_536).error == WireErrno.notPermitted)
+    #expect(
+      try client.call(.writeZeroes, offset: 0, length: 65_536).error == WireErrno.notPermitted)
     #expect(try client.flush() == 0)
     try client.disconnect()
     #expect(bench.daemon?.stop() == 0)

@@ -50,7 +50,7 @@ struct `A disk error` {
   }
 
   /// The calls are: the cluster of write 1, that of write 2, then the tables of the flush.
-  @Test(arguments: 1...6)
+  @Test(arguments: 1...5)
   func `of a write fails what it belongs to, and the image stays whole`(when: Int) throws {
     let (bench, client) = try failing("pwritev2", when: "\(when)")
     var isWritten: [Int: Bool] = [:]

@@ -108,7 +108,11 @@ struct `On a full disk` {
     let deadline = Deadline(seconds: 5)
     while again < 10, deadline.secondsLeft > 0 {
       let place = UInt64((300 + again) * cluster)
-      if try client.write(place, pattern(cluster, seed: 9)) == 0 { again += 1 } else { usleep(1_000) }
+      if try client.write(place, pattern(cluster, seed: 9)) == 0 {
+        again += 1
+      } else {
+        usleep(1_000)
+      }
     }
     #expect(again == 10)
     try client.disconnect()

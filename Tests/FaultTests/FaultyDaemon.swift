@@ -55,10 +55,11 @@ final class FaultBench {
     _ arguments: [String] = [], image: String? = nil, format: String = "qcow2",
     prefix: [String] = []
   ) throws -> Daemon {
-    let words = prefix + [
-      try Self.daemonPath(), image ?? folder.path("disk"), "--format", format, "--socket",
-      socketPath,
-    ] + arguments
+    let words =
+      prefix + [
+        try Self.daemonPath(), image ?? folder.path("disk"), "--format", format, "--socket",
+        socketPath,
+      ] + arguments
     let started = try Daemon(
       requireTool(words[0]), Array(words.dropFirst()), socketPath: socketPath)
     daemon = started

@@ -76,6 +76,7 @@ extension ImageStack {
     precondition(requests.slots[index].inFlightCount == 0, "a request finished with I/O in flight")
     dropClaim(index)
     finished.append(index, &requests.slots)
+    wakeReleases()
   }
 
   // MARK: Waiting and waking
@@ -126,7 +127,6 @@ extension ImageStack {
     buffers.release(requests.slots[index].allocation.headFill)
     buffers.release(requests.slots[index].allocation.tailFill)
     requests.retire(index)
-    wakeReleases()
   }
 
   // MARK: Completions

@@ -55,6 +55,12 @@ struct Allocator: ~Copyable {
     }
   }
 
+  /// Whether a table entry names a cluster of a file that can exist: L1 and L2 entries have 56 bits
+  /// for it, refcount table entries all 64.
+  static func isPlace(_ host: UInt64, _ geometry: ClusterGeometry) -> Bool {
+    host.isAligned(to: geometry.clusterByteCount) && host < 1 << 56
+  }
+
   mutating func markTableDirty(_ blockIndex: Int, pageByteCount: Int) {
     dirtyTablePages.insert(blockIndex * 8 / pageByteCount)
   }
@@ -82,7 +88,7 @@ extension ImageStack {
         if let blocked = makeRefcountBlock(index, blockIndex) { return blocked }
         continue
       }
-      guard block.isAligned(to: geometry.clusterByteCount) else { return .failed(.io) }
+      guard Allocator.isPlace(block, geometry) else { return .failed(.io) }
       let place = CountPlace(cluster: cluster, block: block, geometry: geometry)
       guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
         _ = waitForTable(index, 0, place.pageOffset, .refcount, 0)

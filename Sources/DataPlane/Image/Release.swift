@@ -135,7 +135,7 @@ extension ImageStack {
     let blockIndex = Int(run.cluster >> entryBits)
     let block = blockIndex < allocator.table.count ? allocator.table[blockIndex] & ~511 : 0
     // The second is damage: a mapping led to the image's own tables.
-    guard block != 0, !holdsTables(run.cluster, geometry) else {
+    guard block != 0, Allocator.isPlace(block, geometry), !holdsTables(run.cluster, geometry) else {
       releases.skip(1)
       return .more
     }

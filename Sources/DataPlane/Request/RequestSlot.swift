@@ -51,6 +51,18 @@ enum Stage: UInt8 {
   case finished
   /// The reply is being sent.
   case replying
+
+  /// Whether a request at this stage may read or write at a place that it found before.
+  var usesPlaces: Bool {
+    switch self {
+    case .free, .receiving, .finished, .replying: false
+    case .scanning, .claiming, .readingHeadEdge, .readingTailEdge, .placing, .makingTable,
+      .writingTable, .allocating, .fillingHead, .fillingTail, .writingClusters, .committing,
+      .awaitingWrites, .nextZeroPiece, .zeroingClusters, .awaitingPool, .collectingStatus,
+      .awaitingFlush, .releasing, .unwinding:
+      true
+    }
+  }
 }
 
 /// Reading a guest range through the chain into a buffer.

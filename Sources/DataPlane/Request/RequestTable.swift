@@ -50,10 +50,11 @@ struct RequestTable: ~Copyable {
   /// requests up to it.
   var currentSequence: UInt64 { sequence }
 
-  /// The smallest sequence number of the requests in use, or nil when there are none.
+  /// The smallest sequence number of the requests that may still use what they found in a table,
+  /// or nil when there are none. A client that is slow to send or to receive is not among them.
   func oldestSequence(besides excluded: Int) -> UInt64? {
     var oldest: UInt64?
-    for index in 0..<firstUnused where index != excluded && slots[index].stage != .free {
+    for index in 0..<firstUnused where index != excluded && slots[index].stage.usesPlaces {
       oldest = min(oldest ?? .max, slots[index].sequence)
     }
     return oldest
