@@ -41,7 +41,8 @@ public struct ExportConfig: Sendable {
   public init(
     imagePath: String, format: ImageFormat?, isReadOnly: Bool, engine: ExportPlan.Engine,
     exportName: String?, description: String, minimumBlockByteCount: UInt64,
-    metadataCacheByteCount: UInt64, pollMicroseconds: Int, handshakeSecondsMax: Int, connectionsMax: Int,
+    metadataCacheByteCount: UInt64, pollMicroseconds: Int, handshakeSecondsMax: Int,
+    connectionsMax: Int,
     socketPath: String?, socketMode: UInt32, socketOwner: String?, tcpEndpoint: TCPEndpoint?,
     allowsTCPWithoutTLS: Bool, user: String?, readyDescriptor: Int32?, pidFilePath: String?,
     runsInBackground: Bool, printsDrive: Bool

@@ -113,7 +113,8 @@ import Glibc
       }
     }
     throw SystemError(
-      errno: -result, call: "io_setup (all of fs.aio-max-nr is in use; raise it, or use --aio sync)")
+      errno: -result,
+      call: "io_setup (all of fs.aio-max-nr is in use; raise it, or use --aio sync)")
   }
 
   deinit {

@@ -99,7 +99,8 @@ struct StratadCommand: ParsableCommand {
       engine: aio == .native ? .aio : .sync, exportName: exportName, description: description,
       minimumBlockByteCount: try byteCount(blockSize, "--block-size"),
       metadataCacheByteCount: try byteCount(metadataCache, "--metadata-cache"),
-      pollMicroseconds: poll, handshakeSecondsMax: handshakeTimeout, connectionsMax: maxConnections, socketPath: socket,
+      pollMicroseconds: poll, handshakeSecondsMax: handshakeTimeout,
+      connectionsMax: maxConnections, socketPath: socket,
       socketMode: try mode(), socketOwner: socketOwner, tcpEndpoint: try tcpEndpoint(),
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)

@@ -11,7 +11,8 @@ import Testing
     var config = ExportConfig(
       imagePath: "/images/vm1.qcow2", format: .qcow2, isReadOnly: false, engine: .aio,
       exportName: nil, description: "", minimumBlockByteCount: 1,
-      metadataCacheByteCount: 32 << 20, pollMicroseconds: 0, handshakeSecondsMax: 10, connectionsMax: 100,
+      metadataCacheByteCount: 32 << 20, pollMicroseconds: 0, handshakeSecondsMax: 10,
+      connectionsMax: 100,
       socketPath: "/run/vm1.sock", socketMode: 0o600, socketOwner: nil, tcpEndpoint: nil,
       allowsTCPWithoutTLS: false, user: nil, readyDescriptor: nil, pidFilePath: nil,
       runsInBackground: false, printsDrive: false)

@@ -115,16 +115,14 @@ private func fuzz(clusterByteCount: Int, hasBase: Bool, seeds: Range<Int>) throw
 
 @Suite struct `Random damage to tables` {
   @Test func `of an image with clusters of 4096 bytes`() async {
-    let r = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-      try fuzz(clusterByteCount: 4_096, hasBase: false, seeds: 400..<4400)
+    await #expect(processExitsWith: .success) {
+      try fuzz(clusterByteCount: 4_096, hasBase: false, seeds: 0..<100)
     }
-    FileHandle.standardOutput.write(Data(("CHILD " + String(decoding: (r?.standardErrorContent ?? []).suffix(3000), as: UTF8.self).split(separator: "\n").filter { $0.contains("Precond") || $0.contains("seed") || $0.contains("atal") }.suffix(4).joined(separator: " | ") + "\n").utf8))
   }
 
   @Test func `of an overlay with clusters of 512 bytes`() async {
-    let r = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-      try fuzz(clusterByteCount: 512, hasBase: true, seeds: 400..<4400)
+    await #expect(processExitsWith: .success) {
+      try fuzz(clusterByteCount: 512, hasBase: true, seeds: 0..<100)
     }
-    FileHandle.standardOutput.write(Data(("CHILD " + String(decoding: (r?.standardErrorContent ?? []).suffix(3000), as: UTF8.self).split(separator: "\n").filter { $0.contains("Precond") || $0.contains("seed") || $0.contains("atal") }.suffix(4).joined(separator: " | ") + "\n").utf8))
   }
 }

@@ -30,6 +30,7 @@ extension ImageStack {
       case .waits: return .waits
       case .failed(let error): return fail(index, error)
       case .taken(let host, _, let isFresh):
+        guard forgetPages(ofClusterAt: host) else { return fail(index, .io) }
         requests.slots[index].tableHost = host
         if old.isEmpty && isFresh { return installTable(index) }
       }
@@ -74,7 +75,6 @@ extension ImageStack {
     let l1Index = requests.slots[index].tableIndex
     let old = L1Entry(rawValue: layers[0].l1[l1Index])
     let host = HostOffset(byteOffset: requests.slots[index].tableHost)
-    forgetPages(ofClusterAt: host.byteOffset)
     layers[0].l1[l1Index] = L1Entry(tableAt: host).rawValue
     flush.markTableInstalled(l1Index)
     if !old.isEmpty { freeTable(old) }
@@ -87,13 +87,17 @@ extension ImageStack {
     return .more
   }
 
-  /// Drops what the cache remembers of a table that was here before.
-  private mutating func forgetPages(ofClusterAt host: UInt64) {
+  /// Drops what the cache remembers of a table that was here before; false when there still is
+  /// one, which the damaged counts of the image do not know of.
+  private mutating func forgetPages(ofClusterAt host: UInt64) -> Bool {
     let geometry = layers[0].geometry
     let end = host + geometry.clusterByteCount
     for offset in stride(from: host, to: end, by: geometry.pageByteCount) {
-      if let page = cache.find(0, offset) { cache.remove(page) }
+      guard let page = cache.find(0, offset) else { continue }
+      guard cache.pages[page].canBeEvicted else { return false }
+      cache.remove(page)
     }
+    return true
   }
 
   /// Gives back the cluster of a table that was never installed.

@@ -11,7 +11,7 @@ import Qcow2
 /// Opens backing chains.
 public enum OpenChain {
   /// Layers that a chain has at most.
-  public static let depthMax = 4096
+  public static let depthMax = 1024
 
   /// How an image's format is found where nobody says it.
   public enum Detection: Sendable {
