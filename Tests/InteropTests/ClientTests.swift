@@ -126,7 +126,8 @@ private func strataPath() throws -> String {
       [
         "--name=verify", "--ioengine=nbd", "--uri=\(overlay.daemon.uri)", "--rw=randwrite",
         "--bsrange=512-128k", "--blockalign=512", "--iodepth=16", "--size=24M", "--io_size=24M",
-        "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--fsync=32", "--randseed=7",
+        "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0",
+        "--fsync=32", "--randseed=7",
         "--output=\(overlay.folder.path("fio.txt"))",
       ])
     #expect(!output.contains("verify:"), Comment(rawValue: output))

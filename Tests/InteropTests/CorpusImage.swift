@@ -12,7 +12,12 @@ struct CorpusImage: Decodable, Sendable, CustomTestStringConvertible {
   /// "opens" or "refuses": what Strata has to do with it.
   let strata: String
   /// SHA-256 of what a guest would read, where QEMU can read it.
-  let content_sha256: String?
+  let contentHash: String?
+
+  private enum CodingKeys: String, CodingKey {
+    case file, strata
+    case contentHash = "content_sha256"
+  }
 
   var testDescription: String { file }
   var format: String { file.hasSuffix(".raw") ? "raw" : "qcow2" }
@@ -34,7 +39,7 @@ struct CorpusImage: Decodable, Sendable, CustomTestStringConvertible {
   }()
 
   /// Those that QEMU reads whole and whose disk is small enough to compare byte for byte.
-  static let readable = all.filter { $0.strata == "opens" && $0.content_sha256 != nil }
+  static let readable = all.filter { $0.strata == "opens" && $0.contentHash != nil }
 
   /// Those that `check` finds clean before and after: a damaged image stays damaged. A tebibyte
   /// takes too long to compare.

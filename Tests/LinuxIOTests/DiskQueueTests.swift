@@ -154,9 +154,8 @@ private func read(
 
   @Test func `without any bytes traps`() async {
     let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-      let scratch = try Scratch()
       var queue = try DiskQueue(engine: .sync)
-      _ = queue.add(try scratch.file([1]), direct: false, byteCount: 1)
+      _ = queue.add(try Scratch().file([1]), direct: false, byteCount: 1)
       queue.queueWrite(file: 0, at: 0, from: [.none, .none, .none], isDurable: false, tag: 1)
     }
     #expect(said("a write has no bytes", result))
@@ -233,9 +232,8 @@ private func read(
 
   @Test func `traps when it is given one operation too many`() async {
     let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-      let scratch = try Scratch()
       var queue = try DiskQueue(engine: .sync)
-      _ = queue.add(try scratch.file([1]), direct: false, byteCount: 1)
+      _ = queue.add(try Scratch().file([1]), direct: false, byteCount: 1)
       for tag in 0...UInt64(DiskQueue.depthMax) { queue.queueFlush(file: 0, tag: tag) }
     }
     #expect(said("an operation was queued on a full disk queue", result))
