@@ -43,6 +43,9 @@ extension ImageStack {
     let geometry = layers[0].geometry
     let clusterByteCount = geometry.clusterByteCount
     let file = storages[0]
+    // Pages written here are clean afterwards: whatever becomes of the move, the next flush must
+    // not take that for durable.
+    hasUnsyncedWrites = true
     if end > allocator.fileByteCount {
       do throws(SystemError) {
         try file.file.grow(from: allocator.fileByteCount, to: end)
