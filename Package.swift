@@ -69,7 +69,8 @@ let package = Package(
 
     // L6: the executables.
     .executableTarget(
-      name: "stratad", dependencies: ["Control", argumentParser], swiftSettings: strict),
+      name: "stratad", dependencies: ["Control", "ImageTools", argumentParser],
+      swiftSettings: strict),
     .executableTarget(
       name: "strata", dependencies: ["Control", "ImageTools", argumentParser],
       swiftSettings: strict),

@@ -6,6 +6,7 @@ import ArgumentParser
 import BlockTypes
 import Control
 import DataPlane
+import ImageTools
 
 struct StratadCommand: ParsableCommand {
   static let configuration = CommandConfiguration(

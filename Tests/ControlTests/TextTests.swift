@@ -28,23 +28,6 @@ import Testing
   func `is nothing else`(text: String) { #expect(TCPEndpoint(parsing: text) == nil) }
 }
 
-@Suite struct `A size` {
-  @Test(
-    arguments: [
-      ("0", 0), ("512", 512), ("64k", 65_536), ("64K", 65_536), ("32M", 33_554_432),
-      ("1g", 1 << 30), ("2T", 2 << 40), ("18446744073709551615", UInt64.max),
-    ] as [(String, UInt64)])
-  func `is a number with a suffix`(text: String, value: UInt64) {
-    #expect(ByteCountText.parse(text) == value)
-  }
-
-  @Test(arguments: [
-    "", "k", "-1", "+1", "1.5M", "1e3", "1MB", " 1", "0x10", "18446744073709551616", "16777216T",
-    "١",
-  ])
-  func `is nothing else`(text: String) { #expect(ByteCountText.parse(text) == nil) }
-}
-
 @Suite struct `The drive option` {
   @Test func `names the UNIX socket`() {
     #expect(

@@ -20,7 +20,9 @@ private let arrows: [String: Set<String>] = [
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "Sandbox", "DataPlane", "ImageTools",
   ],
-  "stratad": ["Control", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser"],
+  "stratad": [
+    "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
+  ],
   "strata": ["Control", "ImageTools", "LinuxIO", "BlockTypes", "Qcow2", "ArgumentParser"],
 ]
 
