@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bounds-checked big-endian loads and stores: the byte order of NBD and of qcow2. The two loaders
-// below are the only place outside LinuxIO, Sandbox, Inflate and TLS that says `unsafe`.
+// Bounds-checked big-endian loads and stores: the byte order of NBD and of qcow2. The
+// loaders below are the only place outside LinuxIO, Sandbox, Inflate and TLS that says `unsafe`.
 
 extension RawSpan {
   /// Loads an integer stored in big-endian order at `offset`. Traps outside the span.
@@ -19,6 +19,16 @@ extension RawSpan {
 
   @inlinable @inline(__always) public func loadByte(at offset: Int) -> UInt8 {
     loadBigEndian(UInt8.self, at: offset)
+  }
+}
+
+extension [UInt8] {
+  /// Loads an integer stored in big-endian order at `offset`. Traps outside the array.
+  @inlinable public func loadBigEndian<T: FixedWidthInteger & BitwiseCopyable>(
+    _ type: T.Type, at offset: Int
+  ) -> T {
+    // SAFETY: the span does not outlive the closure, and `loadBigEndian` checks its bounds.
+    unsafe withUnsafeBytes { unsafe $0.bytes.loadBigEndian(type, at: offset) }
   }
 }
 

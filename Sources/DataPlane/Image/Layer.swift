@@ -69,6 +69,6 @@ extension LayerPlan {
     guard bytes.count == entryCount * 8 else {
       throw ImageError(.truncated, "\(what) passes the end of the file", at: offset)
     }
-    return (0..<entryCount).map { bytes.bigEndianInteger(UInt64.self, at: $0 * 8) }
+    return (0..<entryCount).map { bytes.loadBigEndian(UInt64.self, at: $0 * 8) }
   }
 }
