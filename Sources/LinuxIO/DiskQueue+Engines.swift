@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The two engines of a disk queue, and what becomes of their results.
-// Source: io_submit(2), io_getevents(2), preadv(2), pwritev2(2); qcow2.md, Appendix A.
+// Source: io_submit(2), io_getevents(2), preadv(2), pwritev2(2).
 
 import BlockTypes
 import CAio

@@ -77,7 +77,7 @@ struct ImageStack: ~Copyable {
   /// Bytes reached the files since the last successful synchronisation began.
   var hasUnsyncedWrites = false
   /// A synchronisation failed: what the page cache or the disk dropped is unknown, so no later
-  /// flush may succeed (reliability.md, "fsync failure").
+  /// flush may succeed (fsync(2), EIO).
   var lostWrites = false
 }
 

@@ -3,16 +3,14 @@
 // Big-endian integers in arrays of bytes, for headers and tables that are read whole and off the
 // hot path. Spec: qcow2.rst, "General". This file performs no I/O.
 
+import BlockTypes
+
 extension [UInt8] {
   /// The big-endian integer at `offset`. Traps outside the array: callers check bounds first.
-  package func bigEndianInteger<Integer: FixedWidthInteger & UnsignedInteger>(
+  package func bigEndianInteger<Integer: FixedWidthInteger & UnsignedInteger & BitwiseCopyable>(
     _ type: Integer.Type, at offset: Int
   ) -> Integer {
-    var value: Integer = 0
-    for index in offset..<(offset + Integer.bitWidth / 8) {
-      value = value << 8 | Integer(truncatingIfNeeded: self[index])
-    }
-    return value
+    loadBigEndian(type, at: offset)
   }
 
   /// All whole 64-bit big-endian integers, from the start on: a table of entries.
