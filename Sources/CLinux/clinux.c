@@ -180,6 +180,14 @@ int64_t clinux_send(int socket, struct iovec *vectors, int vector_count) {
   return clinux_result(sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
+int64_t clinux_send_plain(int socket, const void *bytes, size_t byte_count) {
+  return clinux_result(send(socket, bytes, byte_count, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+int64_t clinux_receive_plain(int socket, void *bytes, size_t byte_count) {
+  return clinux_result(recv(socket, bytes, byte_count, MSG_DONTWAIT));
+}
+
 int64_t clinux_receive(int socket, struct iovec *vectors, int vector_count) {
   struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)vector_count};
   return clinux_result(recvmsg(socket, &message, MSG_DONTWAIT));

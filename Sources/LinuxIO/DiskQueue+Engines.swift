@@ -4,44 +4,43 @@
 // Source: io_submit(2), io_getevents(2), preadv(2), pwritev2(2).
 
 import BlockTypes
-import CAio
 import CLinux
 import Glibc
 
 extension DiskQueue {
-  /// Gives everything queued to the kernel (AIO), or does it (sync).
+  /// Gives everything queued to the kernel (AIO); the blocking engine works in `nextCompletion`.
   ///
   /// What the kernel cannot take now stays queued for the next call.
   public mutating func submit() {
-    switch engine {
-    case .aio: submitToKernel()
-    case .sync: break  // done one by one in `nextCompletion`
-    }
+    if engine == .aio, native[0].queuedCount > 0 { native[0].submit() }
   }
 
   /// Operations that a submit would hand over.
-  public var hasQueued: Bool { queuedCount > 0 }
+  public var hasQueued: Bool { engine == .aio ? native[0].queuedCount > 0 : toDoCount > 0 }
 
-  private mutating func submitToKernel() {
-    var first = 0
-    while first < queuedCount {
-      systemCallCount += 1
-      // SAFETY: here and below, blocks, vectors and events live in arrays that never move, and
-      // their indices are those of operations in flight.
-      let result = unsafe io_submit(context, queuedCount - first, queued.base + first)
-      if result > 0 {
-        first += Int(result)
-      } else if result == -EAGAIN || result == 0 {
-        break
-      } else if result != -EINTR {
-        // The kernel refuses the first one: only that one fails.
-        refused.append((unsafe queued[first]! - blocks.base, Int32(-result)))
-        first += 1
-      }
-    }
-    for index in first..<queuedCount { unsafe queued[index - first] = unsafe queued[index] }
-    queuedCount -= first
+  /// System calls made for the disk so far.
+  public var systemCallCount: UInt64 {
+    blockingCallCount + (engine == .aio ? native[0].systemCallCount : 0)
   }
+
+  // MARK: Sleeping
+
+  /// Whether the kernel has operations in hand whose completions have to be slept for.
+  public var mustWait: Bool { engine == .aio && inFlightCount > 0 }
+
+  /// Whether a completion can be taken now, as far as can be told without a system call.
+  public var hasCompletion: Bool { mustWait && native[0].hasResult }
+
+  /// Sleeps until an operation has completed or `descriptor` is readable, for a second at most.
+  ///
+  /// - Returns: whether the descriptor may be readable. The completions are taken by
+  ///   `nextCompletion`.
+  public mutating func wait(orReadable descriptor: Int32) -> Bool {
+    precondition(mustWait, "nothing is in flight to be waited for")
+    return native[0].wait(orReadable: descriptor)
+  }
+
+  // MARK: Completions
 
   /// Returns the next finished operation, or nil when none has finished now.
   public mutating func nextCompletion() -> Completion? {
@@ -55,33 +54,15 @@ extension DiskQueue {
   private mutating func nextResult() -> (Int, Int)? {
     switch engine {
     case .sync:
-      guard queuedCount > 0 else { return nil }
-      let block = unsafe queued[0]!
-      for index in 1..<max(queuedCount, 1) { unsafe queued[index - 1] = unsafe queued[index] }
-      queuedCount -= 1
-      let index = unsafe block - blocks.base
+      guard toDoCount > 0 else { return nil }
+      let index = Int(toDo[0])
+      for place in 1..<toDoCount { toDo[place - 1] = toDo[place] }
+      toDoCount -= 1
       return (index, performNow(index))
     case .aio:
-      if let (index, errno) = refused.popLast() { return (index, -Int(errno)) }
-      if eventIndex == eventCount, !refillEvents() { return nil }
-      let event = unsafe events[eventIndex]
-      eventIndex += 1
-      return unsafe (Int(UInt(bitPattern: event.data)), Int(bitPattern: event.res))
+      guard inFlightCount > 0, let result = native[0].nextResult() else { return nil }
+      return (result.index, result.value)
     }
-  }
-
-  /// Takes completions from the ring, or by a system call where the ring is unknown.
-  private mutating func refillEvents() -> Bool {
-    guard inFlightCount > 0, let context = unsafe context else { return false }
-    var count = unsafe caio_ring_take(context, events.base, Int32(DiskQueue.depthMax))
-    if count < 0 {
-      systemCallCount += 1
-      var now = timespec()
-      count = unsafe io_getevents(context, 0, DiskQueue.depthMax, events.base, &now)
-    }
-    eventIndex = 0
-    eventCount = max(Int(count), 0)
-    return eventCount > 0
   }
 
   private mutating func performNow(_ index: Int) -> Int {
@@ -90,8 +71,10 @@ extension DiskQueue {
     let offset = off_t(operation.offset) + off_t(operation.doneByteCount)
     var result: Int
     repeat {
-      systemCallCount += 1
+      blockingCallCount += 1
       let vectorCount = Int32(fillVectors(index))
+      // SAFETY: the vectors of an operation lie in an array that never moves, and point into
+      // buffers that its request holds.
       switch operation.kind {
       case .read:
         result = unsafe preadv(descriptor, vectors.base + index * 3, vectorCount, offset)

@@ -5,8 +5,6 @@
 // above asks for "file 2, offset, bytes" and learns of completions by tag.
 
 import BlockTypes
-import CAio
-import CLinux
 import Glibc
 
 /// The disk operations of one export. One thread uses it.
@@ -59,72 +57,32 @@ import Glibc
   /// Operations that may be queued or in flight at once.
   public static let depthMax = 1024
 
+  /// The kernel's context of the native engine; vacant for the blocking one.
+  var native: FixedPool<AIOContext>
   let engine: Engine
-  var context: io_context_t?
-  let event: EventCounter
   var files: [File] = []
   var operations: FixedArray<Operation>
-  var blocks: FixedArray<iocb>
   var vectors: FixedArray<iovec>
   var free: FixedArray<Int32>
   var freeCount = 0
-  /// Operations prepared and not yet given to the kernel, in order.
-  var queued: FixedArray<UnsafeMutablePointer<iocb>?>
-  var queuedCount = 0
-  var events: FixedArray<io_event>
-  var eventIndex = 0
-  var eventCount = 0
-  /// Operations that io_submit refused, with their errno.
-  var refused: [(index: Int, errno: Int32)] = []
+  /// Operations that the blocking engine has still to do, in order.
+  var toDo: FixedArray<Int32>
+  var toDoCount = 0
   public internal(set) var inFlightCount = 0
-  /// System calls made to submit and reap, for `status`.
-  public internal(set) var systemCallCount: UInt64 = 0
+  /// System calls that the blocking engine made.
+  var blockingCallCount: UInt64 = 0
 
   public init(engine: Engine) throws(SystemError) {
     let depth = DiskQueue.depthMax
     self.engine = engine
-    let event = try EventCounter(.polled)
-    let context = unsafe try DiskQueue.makeContext(engine)
-    self.event = event
-    unsafe self.context = unsafe context
+    native = FixedPool(capacity: 1)
     operations = FixedArray(count: depth) { _ in Operation() }
-    unsafe blocks = unsafe FixedArray(count: depth) { _ in unsafe iocb() }
     unsafe vectors = FixedArray(count: depth * 3) { _ in unsafe iovec() }
     free = FixedArray(count: depth) { Int32(depth - 1 - $0) }
     freeCount = depth
-    unsafe queued = unsafe FixedArray(count: depth) { _ in nil }
-    unsafe events = unsafe FixedArray(count: depth) { _ in unsafe io_event() }
+    toDo = FixedArray(count: depth) { _ in 0 }
+    if engine == .aio { _ = native.insert(try AIOContext(capacity: depth)) }
   }
-
-  /// Operations that the kernel is asked to take at once, most wanted first. All processes of the
-  /// machine share `fs.aio-max-nr` (65,536 unless told otherwise): a smaller context leaves room
-  /// for more exports, and what does not fit in it waits in the queue.
-  private static let contextDepths: [Int32] = [256, 64, 16]
-
-  private static func makeContext(_ engine: Engine) throws(SystemError) -> io_context_t? {
-    guard engine == .aio else { return nil }
-    var result: Int32 = 0
-    for depth in contextDepths {
-      var created: io_context_t?
-      result = unsafe io_setup(depth, &created)
-      if result != -EAGAIN {
-        _ = try SystemError.check(result, "io_setup")
-        return unsafe created
-      }
-    }
-    throw SystemError(
-      errno: -result,
-      call: "io_setup (all of fs.aio-max-nr is in use; raise it, or use --aio sync)")
-  }
-
-  deinit {
-    // The kernel waits for all operations in flight before it destroys a context, so the buffers
-    // of this process stay valid until the last one has ended.
-    if let context = unsafe context { _ = unsafe io_destroy(context) }
-  }
-
-  /// Becomes readable when operations have completed (AIO engine).
-  public var eventDescriptor: Int32 { event.descriptor }
 
   /// Registers a file and returns its index.
   public mutating func add(_ storage: LayerFile, direct: Bool, byteCount: UInt64) -> Int {
@@ -194,28 +152,21 @@ import Glibc
     prepare(index)
   }
 
-  /// Fills the kernel's block for what is still to do of operation `index`, and queues it.
+  /// Queues what is still to do of operation `index`.
   mutating func prepare(_ index: Int) {
-    let descriptor = files[Int(operations[index].file)].descriptor
-    let vectorCount = fillVectors(index)
-    // A flush must leave every other field at zero, or the kernel refuses it.
-    let isFlush = operations[index].kind == .flush
-    let opcode: io_iocb_cmd
-    switch operations[index].kind {
-    case .read: opcode = IO_CMD_PREADV
-    case .write: opcode = IO_CMD_PWRITEV
-    case .flush: opcode = IO_CMD_FDSYNC
+    guard engine == .aio else {
+      toDo[toDoCount] = Int32(index)
+      toDoCount += 1
+      return
     }
-    // SAFETY: block and vectors live in arrays that never move; the buffers behind the vectors are
-    // held by the request until its completion has been reported.
-    let block = unsafe blocks.base + index
-    unsafe caio_prepare(
-      block, descriptor, Int16(opcode.rawValue), isFlush ? nil : vectors.base + index * 3,
-      Int32(vectorCount),
-      Int64(operations[index].offset) + Int64(operations[index].doneByteCount),
-      operations[index].isDurable ? Int32(CLINUX_RWF_DSYNC) : 0, event.descriptor, UInt64(index))
-    unsafe queued[queuedCount] = unsafe block
-    queuedCount += 1
+    let vectorCount = fillVectors(index)
+    // SAFETY: the vectors live in an array that never moves; the buffers behind them are held by
+    // the request until its completion has been reported.
+    unsafe native[0].queue(
+      index, operations[index].kind, files[Int(operations[index].file)].descriptor,
+      vectors.base + index * 3,
+      vectorCount, at: operations[index].offset + UInt64(operations[index].doneByteCount),
+      isDurable: operations[index].isDurable)
   }
 
   /// Points the vectors of operation `index` at the bytes behind `doneByteCount`.

@@ -13,14 +13,12 @@ import Glibc
     public init(rawValue: UInt32) { self.rawValue = rawValue }
     public static let readable = Interest(rawValue: EPOLLIN.rawValue)
     public static let writable = Interest(rawValue: EPOLLOUT.rawValue)
-    public static let peerClosed = Interest(rawValue: EPOLLRDHUP.rawValue)
     public static let failed = Interest(rawValue: EPOLLERR.rawValue | EPOLLHUP.rawValue)
-    /// Report a change once instead of as long as it lasts.
-    public static let edge = Interest(rawValue: EPOLLET.rawValue)
   }
 
   static let eventsMax = 128
-  private let descriptor: Int32
+  /// Readable while there are events.
+  public let descriptor: Int32
   private var events: FixedArray<epoll_event>
 
   public init() throws(SystemError) {
@@ -56,16 +54,6 @@ import Glibc
     if count == -EINTR { return 0 }
     precondition(count >= 0, "epoll_wait refuses its own descriptor")
     return Int(count)
-  }
-
-  /// Looks for events again and again for up to `nanoseconds`; returns how many there are.
-  public mutating func spin(nanoseconds: UInt64) -> Int {
-    let end = MonotonicClock.nanoseconds + nanoseconds
-    repeat {
-      let count = wait(timeoutMilliseconds: 0)
-      if count > 0 { return count }
-    } while MonotonicClock.nanoseconds < end
-    return 0
   }
 
   public func event(_ index: Int) -> (token: UInt64, what: Interest) {

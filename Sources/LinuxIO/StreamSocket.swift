@@ -19,6 +19,9 @@ import Glibc
   /// Pieces that one send gathers.
   public static let sendPiecesMax = 64
 
+  /// Bytes on their way to a client that is slower than the server.
+  static let unixSendByteCount: Int32 = 512 << 10
+
   public let descriptor: Int32
   private var vectors: FixedArray<iovec>
 
@@ -32,8 +35,13 @@ import Glibc
   public init(adopting descriptor: Int32) {
     self.descriptor = descriptor
     unsafe vectors = FixedArray(count: StreamSocket.sendPiecesMax) { _ in unsafe iovec() }
-    // Only TCP has Nagle's delay to turn off; on a UNIX socket the call fails and changes nothing.
-    _ = clinux_set_socket_option(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, 1)
+    // Only TCP has Nagle's delay to turn off, and sizes its buffers itself. A UNIX socket keeps the
+    // size that it gets (up to net.core.wmem_max): more in it is fewer sends, and fewer wake-ups of
+    // a client that reads much.
+    if clinux_set_socket_option(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, 1) != 0 {
+      _ = clinux_set_socket_option(
+        descriptor, SOL_SOCKET, SO_SNDBUF, StreamSocket.unixSendByteCount)
+    }
   }
 
   deinit { close(descriptor) }
@@ -48,7 +56,10 @@ import Glibc
     precondition(gatheredCount > 0, "a receive has no room")
     while true {
       // SAFETY: the vectors point into buffers that the caller holds during the call.
-      let result = unsafe clinux_receive(descriptor, vectors.base, Int32(gatheredCount))
+      let result =
+        gatheredCount == 1
+        ? unsafe clinux_receive_plain(descriptor, vectors[0].iov_base, vectors[0].iov_len)
+        : unsafe clinux_receive(descriptor, vectors.base, Int32(gatheredCount))
       if result > 0 { return .bytes(Int(result)) }
       if result == -Int64(EAGAIN) { return .wouldBlock }
       if result != -Int64(EINTR) { return .closed }
@@ -78,7 +89,10 @@ import Glibc
     guard gatheredCount > 0 else { return .bytes(0) }
     while true {
       // SAFETY: as in `receive`.
-      let result = unsafe clinux_send(descriptor, vectors.base, Int32(gatheredCount))
+      let result =
+        gatheredCount == 1
+        ? unsafe clinux_send_plain(descriptor, vectors[0].iov_base, vectors[0].iov_len)
+        : unsafe clinux_send(descriptor, vectors.base, Int32(gatheredCount))
       if result >= 0 { return .bytes(Int(result)) }
       if result == -Int64(EAGAIN) { return .wouldBlock }
       if result != -Int64(EINTR) { return .closed }

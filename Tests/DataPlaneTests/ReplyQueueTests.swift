@@ -146,7 +146,7 @@ private final class Replies {
     let replies = try Replies()
     var expected: [UInt8] = []
     for slot in 0..<12 {
-      let payload = pattern(100_000 + slot, seed: slot)
+      let payload = pattern(300_000 + slot, seed: slot)
       replies.append(UInt8(slot), headerByteCount: 28, payload: payload, slot: Int32(slot))
       expected += [UInt8](repeating: UInt8(slot), count: 28) + payload
     }

@@ -84,17 +84,6 @@ private final class SocketPair {
     #expect(!loop.event(0).what.isDisjoint(with: .failed))
   }
 
-  @Test func `tells of an edge once`() throws {
-    let counter = try EventCounter(.polled)
-    var loop = try EventLoop()
-    try loop.add(counter.descriptor, [.readable, .edge], token: 1)
-    counter.signal()
-    #expect(loop.wait(timeoutMilliseconds: 1_000) == 1)
-    #expect(loop.wait(timeoutMilliseconds: 0) == 0)
-    counter.signal()
-    #expect(loop.wait(timeoutMilliseconds: 1_000) == 1)
-  }
-
   @Test func `refuses a descriptor that it watches already`() throws {
     let pair = try SocketPair()
     let loop = try EventLoop()

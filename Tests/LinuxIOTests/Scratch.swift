@@ -36,12 +36,13 @@ typealias Outcomes = [UInt64: Int32]
 
 /// Submits, and takes completions until nothing is in flight or ten seconds have passed.
 func drain(_ queue: inout DiskQueue) -> Outcomes {
+  guard let tick = try? IntervalTimer(milliseconds: 20) else { return [:] }
   var outcomes: Outcomes = [:]
   let deadline = Deadline(seconds: 10)
   while queue.inFlightCount > 0, deadline.secondsLeft > 0 {
     queue.submit()
     while let completion = queue.nextCompletion() { outcomes[completion.tag] = completion.errno }
-    if queue.inFlightCount > 0 { waitForInput(queue.eventDescriptor, milliseconds: 20) }
+    if queue.mustWait { _ = queue.wait(orReadable: tick.descriptor) }
   }
   return outcomes
 }

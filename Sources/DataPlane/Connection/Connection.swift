@@ -74,6 +74,13 @@ struct Connection: ~Copyable {
     return rules
   }
 
+  /// Whether the client may hold another request with a buffer of `byteCount`.
+  func hasShare(_ byteCount: Int, _ limits: RequestLimits) -> Bool {
+    if requestCount == 0 { return true }
+    return requestCount < limits.requestsPerConnectionMax
+      && bufferByteCount + byteCount <= limits.bufferBytesPerConnectionMax
+  }
+
   /// Gathers the front of the replies into the socket's next send.
   mutating func gatherReplies() { replies.gather(into: &socket) }
 }

@@ -28,11 +28,11 @@ extension ImageStack {
   }
 
   private func hasConflict(_ index: Int, _ isSerialising: Bool) -> Bool {
-    let range = alignedRange(index)
+    let range = requests.slots[index].alignedRange(alignment)
     for other in claims.indices {
       let other = Int(other)
       guard isSerialising || requests.slots[other].isSerialising else { continue }
-      if alignedRange(other).overlaps(range) { return true }
+      if requests.slots[other].alignedRange(alignment).overlaps(range) { return true }
     }
     return false
   }

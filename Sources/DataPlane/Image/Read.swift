@@ -10,15 +10,8 @@ import NBDProtocol
 import Qcow2
 
 extension ImageStack {
-  /// The request's range rounded out to the alignment of the chain.
-  func alignedRange(_ index: Int) -> ByteRange {
-    let start = requests.slots[index].offset
-    return ByteRange(start: start, end: start + requests.slots[index].length)
-      .roundedOut(to: alignment)
-  }
-
   mutating func startRead(_ index: Int) {
-    let range = alignedRange(index)
+    let range = requests.slots[index].alignedRange(alignment)
     requests.slots[index].bufferStart = range.start
     beginScan(
       index, range, into: requests.slots[index].buffer, stage: .scanning, then: .finished)

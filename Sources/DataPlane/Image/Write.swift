@@ -11,7 +11,7 @@ import Qcow2
 
 extension ImageStack {
   mutating func startWrite(_ index: Int) {
-    requests.slots[index].bufferStart = alignedRange(index).start
+    requests.slots[index].bufferStart = requests.slots[index].alignedRange(alignment).start
     requests.slots[index].stage = .claiming
     let start = requests.slots[index].offset
     let end = start + requests.slots[index].length

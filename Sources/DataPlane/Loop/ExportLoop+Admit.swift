@@ -20,22 +20,17 @@ extension ExportLoop {
     case .disconnect, .flush, .trim, .cache, .writeZeroes, .resize: bufferByteCount = 0
     }
     let charged = bufferByteCount == 0 ? 0 : BufferPool.roundedByteCount(bufferByteCount)
-    guard hasShare(index, charged), let slot = image.requests.acquire() else {
+    guard connections[index].hasShare(charged, plan.limits),
+      let slot = image.requests.acquire()
+    else {
       stall(index)
       return false
     }
     connections[index].received += RequestHeader.byteCount
     connections[index].requestCount += 1
     connections[index].bufferByteCount += charged
-    image.requests.slots[slot].connection = Int32(index)
-    image.requests.slots[slot].command = command
-    image.requests.slots[slot].flags = header.flags
-    image.requests.slots[slot].cookie = header.cookie
-    image.requests.slots[slot].offset = header.offset
-    image.requests.slots[slot].length = header.length
-    image.requests.slots[slot].bufferStart = range.start
-    image.requests.slots[slot].chargedByteCount = charged
-    image.requests.slots[slot].stage = .receiving
+    image.requests.slots[slot].begin(
+      header, command, connection: index, bufferStart: range.start, chargedByteCount: charged)
     if charged > 0 {
       guard let buffer = image.buffers.acquire(byteCount: bufferByteCount) else {
         image.requests.slots[slot].error = .noMemory
@@ -55,15 +50,6 @@ extension ExportLoop {
       && !header.flags.contains(.dontFragment)
     image.start(slot)
     return true
-  }
-
-  /// Whether the client may hold another request with a buffer of `byteCount`.
-  private func hasShare(_ index: Int, _ byteCount: Int) -> Bool {
-    let limits = plan.limits
-    let count = connections[index].requestCount
-    if count == 0 { return true }
-    return count < limits.requestsPerConnectionMax
-      && connections[index].bufferByteCount + byteCount <= limits.bufferBytesPerConnectionMax
   }
 
   /// Answers a request that has nothing to do, or no memory to do it in.
@@ -88,7 +74,7 @@ extension ExportLoop {
   /// whole.
   mutating func takePayload(_ index: Int) -> Bool {
     let slot = Int(connections[index].payloadSlot)
-    let piece = payloadPiece(slot)
+    let piece = image.requests.slots[slot].payloadRest
     let count = min(piece.byteCount, unreadByteCount(index))
     piece.buffer.copy(
       piece.start, from: connections[index].buffer, connections[index].received, count)

@@ -20,7 +20,10 @@ extension ExportLoop {
         return
       }
     }
+    let before = image.requests.usedCount
     receive(index)
+    // More than one request at once: the client keeps several in flight.
+    if image.requests.usedCount > before + 1 { lone.watch(index) }
   }
 
   mutating func unwatch(_ index: Int) {
@@ -30,23 +33,27 @@ extension ExportLoop {
   }
 
   /// Receives what one call brings (all there is, once the client has gone) and acts on it.
-  mutating func receive(_ index: Int) {
+  /// Returns whether the client had anything to say.
+  @discardableResult mutating func receive(_ index: Int) -> Bool {
+    var receivedAny = false
     repeat {
-      if case .finishing = connections[index].phase { return }
-      if connections[index].isStalled { return }
+      if case .finishing = connections[index].phase { return receivedAny }
+      if connections[index].isStalled { return receivedAny }
       let (first, second) = receivePieces(index)
       switch connections[index].socket.receive(into: first, then: second) {
-      case .wouldBlock: return
+      case .wouldBlock: return receivedAny
       case .closed:
         connections[index].phase = .finishing
         updateInterest(index)
         closeIfDone(index)
-        return
+        return true
       case .bytes(let count):
+        receivedAny = true
         accept(index, count, payloadByteCount: first.byteCount, hasPayload: second.byteCount > 0)
         parse(index)
       }
     } while connections.isOccupied(index) && !connections[index].isWatched
+    return receivedAny
   }
 
   /// Where the next bytes go: the rest of a payload straight into its request's buffer, the rest
@@ -63,15 +70,7 @@ extension ExportLoop {
     let slot = Int(connections[index].payloadSlot)
     guard slot >= 0 else { return (tail, .none) }
     precondition(unread == 0, "bytes behind an unfinished payload were kept")
-    return (payloadPiece(slot), tail)
-  }
-
-  /// The part of a request's buffer that its payload has not filled yet.
-  func payloadPiece(_ slot: Int) -> DiskQueue.Piece {
-    let request = image.requests.slots[slot]
-    let start = request.offset - request.bufferStart + request.receivedByteCount
-    return DiskQueue.Piece(
-      request.buffer, Int(start), Int(request.length - request.receivedByteCount))
+    return (image.requests.slots[slot].payloadRest, tail)
   }
 
   private mutating func accept(

@@ -25,7 +25,6 @@ public struct ExportLoop: ~Copyable {
   enum Source: UInt64 {
     case listener = 1
     case connection
-    case disk
     case pool
     case timer
     case signal
@@ -47,6 +46,7 @@ public struct ExportLoop: ~Copyable {
   var stalledCount = 0
   var stop = StopState()
   var spin: SpinPolicy
+  var lone = LoneClient()
   /// Seconds since tables last became dirty and stayed so.
   var dirtySeconds = 0
 
@@ -62,7 +62,6 @@ public struct ExportLoop: ~Copyable {
     for (index, listener) in listeners.enumerated() {
       try events.add(listener, .readable, token: Source.listener.token(index))
     }
-    try events.add(image.disks.eventDescriptor, [.readable, .edge], token: Source.disk.token())
     try events.add(image.pool.eventDescriptor, .readable, token: Source.pool.token())
     try events.add(timer.descriptor, .readable, token: Source.timer.token())
     try events.add(stopSignals, .readable, token: Source.signal.token())
@@ -107,19 +106,6 @@ public struct ExportLoop: ~Copyable {
     }
   }
 
-  /// Waits for events; does not wait while requests can go on.
-  private mutating func waitForEvents() -> Int {
-    if !image.ready.isEmpty || !image.deferred.isEmpty {
-      return events.wait(timeoutMilliseconds: 0)
-    }
-    if connections.count > 0, spin.shouldSpin() {
-      let count = events.spin(nanoseconds: spin.windowNanoseconds)
-      spin.learn(found: count > 0)
-      if count > 0 { return count }
-    }
-    return events.wait(timeoutMilliseconds: -1)
-  }
-
   private mutating func dispatch(_ token: UInt64, _ what: EventLoop.Interest) -> Outcome? {
     guard let source = Source(rawValue: token >> 32) else {
       preconditionFailure("an event came from nowhere")
@@ -128,7 +114,6 @@ public struct ExportLoop: ~Copyable {
     switch source {
     case .listener: acceptAll(listeners[index])
     case .connection: connectionEvent(index, what)
-    case .disk: break  // every tick looks for completions
     case .pool: image.takePoolCompletions()
     case .timer: secondPassed()
     case .signal: return signalArrived()

@@ -9,6 +9,9 @@
 struct SpinPolicy {
   /// log2 of the most waits that are skipped after misses in a row.
   static let missesMax = 10
+  /// A look takes less than a microsecond. One that takes this long was not looking: the core was
+  /// given to somebody else, perhaps the very client that the spin waits for.
+  static let gapNanosecondsMax: UInt64 = 10_000
 
   /// How long one spin may last; 0 never spins.
   let windowNanoseconds: UInt64
@@ -27,9 +30,9 @@ struct SpinPolicy {
     return true
   }
 
-  /// Learns whether a spin found an event.
-  mutating func learn(found: Bool) {
-    if found {
+  /// Learns whether a spin found an event, and how long its last look took.
+  mutating func learn(found: Bool, gapNanoseconds: UInt64) {
+    if found, gapNanoseconds < SpinPolicy.gapNanosecondsMax {
       missCount = 0
     } else {
       missCount = min(missCount + 1, SpinPolicy.missesMax)

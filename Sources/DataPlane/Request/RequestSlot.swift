@@ -184,6 +184,33 @@ struct RequestSlot {
   var wantsHoles = false
   var statusExtents = StatusExtents()
 
+  /// Takes over what the client asks for. The payload of a WRITE is yet to arrive.
+  mutating func begin(
+    _ header: RequestHeader, _ command: Command, connection: Int, bufferStart: UInt64,
+    chargedByteCount: Int
+  ) {
+    self.command = command
+    self.connection = Int32(connection)
+    self.bufferStart = bufferStart
+    self.chargedByteCount = chargedByteCount
+    flags = header.flags
+    cookie = header.cookie
+    offset = header.offset
+    length = header.length
+    stage = .receiving
+  }
+
+  /// The part of the buffer that the payload has not filled yet.
+  var payloadRest: DiskQueue.Piece {
+    DiskQueue.Piece(
+      buffer, Int(offset - bufferStart + receivedByteCount), Int(length - receivedByteCount))
+  }
+
+  /// The request's range rounded out to the alignment of the chain.
+  func alignedRange(_ alignment: UInt64) -> ByteRange {
+    ByteRange(start: offset, end: offset + length).roundedOut(to: alignment)
+  }
+
   var inFlightCount: Int32 {
     readCount + writeCount + clusterWriteCount + tableWriteCount + poolCount
   }
