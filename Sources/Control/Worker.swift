@@ -82,7 +82,8 @@ public struct Worker {
     let outcome: ExportLoop.Outcome
     do {
       var loop = try ExportLoop(
-        plan: plan, listeners: listeners.descriptors, stopSignals: stopSignals)
+        plan: plan, listeners: listeners.descriptors, stopSignals: stopSignals,
+        mailbox: try Mailbox())
       try announce()
       outcome = loop.run()
     } catch let error as ControlError {

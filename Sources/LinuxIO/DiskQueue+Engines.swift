@@ -26,6 +26,7 @@ extension DiskQueue {
     var first = 0
     while first < queuedCount {
       systemCallCount += 1
+      submitCallCount += 1
       // SAFETY: here and below, blocks, vectors and events live in arrays that never move, and
       // their indices are those of operations in flight.
       let result = unsafe io_submit(context, queuedCount - first, queued.base + first)
@@ -177,6 +178,7 @@ extension DiskQueue {
     free[freeCount] = Int32(index)
     freeCount += 1
     inFlightCount -= 1
+    completionCount += 1
     return Completion(tag: tag, errno: errno)
   }
 }

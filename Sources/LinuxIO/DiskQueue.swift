@@ -79,6 +79,9 @@ import Glibc
   public internal(set) var inFlightCount = 0
   /// System calls made to submit and reap, for `status`.
   public internal(set) var systemCallCount: UInt64 = 0
+  /// Those of them that were io_submit(2), and the operations that ended.
+  public internal(set) var submitCallCount: UInt64 = 0
+  public internal(set) var completionCount: UInt64 = 0
 
   public init(engine: Engine) throws(SystemError) {
     let depth = DiskQueue.depthMax

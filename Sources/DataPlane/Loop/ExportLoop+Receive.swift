@@ -26,6 +26,7 @@ extension ExportLoop {
   mutating func unwatch(_ index: Int) {
     guard connections[index].isWatched else { return }
     connections[index].isWatched = false
+    counters.otherCallCount += 1
     events.remove(connections[index].socket.descriptor)
   }
 
@@ -35,6 +36,7 @@ extension ExportLoop {
       if case .finishing = connections[index].phase { return }
       if connections[index].isStalled { return }
       let (first, second) = receivePieces(index)
+      counters.receiveCallCount += 1
       switch connections[index].socket.receive(into: first, then: second) {
       case .wouldBlock: return
       case .closed:
@@ -43,6 +45,7 @@ extension ExportLoop {
         closeIfDone(index)
         return
       case .bytes(let count):
+        connections[index].counters.receivedByteCount += UInt64(count)
         accept(index, count, payloadByteCount: first.byteCount, hasPayload: second.byteCount > 0)
         parse(index)
       }

@@ -62,6 +62,7 @@ extension ExportLoop {
     let error = connections[index].drainError
     let cookie = connections[index].drainCookie
     let command = Command(rawValue: connections[index].drainCommand)
+    countRefusal(index, command)
     let isStructured = connections[index].agreedRules.negotiated.structuredReplies
     if isStructured, command == .read || command == .blockStatus {
       appendErrorChunk(index, cookie, error, -1)
@@ -153,8 +154,10 @@ extension ExportLoop {
     }
     while !connections[index].replies.isEmpty {
       connections[index].gatherReplies()
+      counters.sendCallCount += 1
       switch connections[index].socket.send() {
       case .bytes(let count):
+        connections[index].counters.sentByteCount += UInt64(count)
         connections[index].replies.advance(count)
         retireSent(index)
       case .wouldBlock:
