@@ -261,6 +261,31 @@ private let allocation = "base:allocation"
     #expect(bytes.allSatisfy { $0 == 0 })
   }
 
+  @Test func `with requests on the disk leaves none of them, and a whole image`() throws {
+    let fixture = try ServeFixture()
+    let image = fixture.folder.path("disk.qcow2")
+    try runTool("qemu-img", "create", "-q", "-f", "qcow2", image, "64M")
+    let server = try ServedProcess(
+      stratad: [image, "--socket", fixture.socket, "--control", fixture.control]
+    ).waitUntilReady()
+    for round in 1...20 {
+      let client = try WireClient.entered(path: fixture.socket)
+      let writes = (0..<64).map { number in
+        WireClient.header(
+          WireCommand.write.rawValue, cookie: UInt64(number),
+          offset: UInt64((round + 3 * number) % 512) * 98_304, length: 65_536)
+          + [UInt8](repeating: UInt8(round), count: 65_536)
+      }
+      _ = try client.socket.sendSome(writes.flatMap(\.self)[...])
+      #expect(try kick(fixture, round)["kicked"].number == round)
+      try fixture.waitForClients(0)
+    }
+    #expect(try fixture.status()["requests"]["in-flight"].number == 0)
+    #expect(try fixture.status()["disk"]["in-flight"].number == 0)
+    #expect(server.stop() == 0)
+    #expect(try runTool("qemu-img", "check", "-q", image).code == 0)
+  }
+
   @Test func `that does not exist is an error that names it`() throws {
     let fixture = try ServeFixture()
     let server = try fixture.serveControlled()
