@@ -95,7 +95,8 @@ let package = Package(
     // T: the export process, from the inside and as a black box.
     .testTarget(name: "SandboxTests", dependencies: ["Sandbox"], swiftSettings: tests),
     .testTarget(
-      name: "ControlTests", dependencies: ["BlockTypes", "LinuxIO", "Sandbox", "Control"],
+      name: "ControlTests",
+      dependencies: ["BlockTypes", "LinuxIO", "Sandbox", "ImageTools", "Control"],
       swiftSettings: tests),
     .testTarget(
       name: "ServeTests", dependencies: ["TestSupport", "strata", "stratad"],

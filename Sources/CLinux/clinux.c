@@ -197,6 +197,16 @@ int clinux_set_socket_option(int socket, int level, int name, int value) {
   return (int)clinux_result(setsockopt(socket, level, name, &value, sizeof value));
 }
 
+int clinux_peer_credentials(int socket, uint32_t *user, uint32_t *group, int32_t *process) {
+  struct ucred peer = {.pid = 0, .uid = 0, .gid = 0};
+  socklen_t size = sizeof peer;
+  int result = (int)clinux_result(getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size));
+  *user = peer.uid;
+  *group = peer.gid;
+  *process = peer.pid;
+  return result;
+}
+
 int clinux_socket(int family, int type) {
   return (int)clinux_result(socket(family, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 }

@@ -28,6 +28,8 @@ public struct ExportConfig: Sendable {
   public var socketMode: UInt32
   /// `USER[:GROUP]`.
   public var socketOwner: String?
+  /// Where to listen for `strata status` and its like; nil for nowhere.
+  public var controlPath: String?
   public var tcpEndpoint: TCPEndpoint?
   public var allowsTCPWithoutTLS: Bool
 
@@ -43,9 +45,9 @@ public struct ExportConfig: Sendable {
     exportName: String?, description: String, minimumBlockByteCount: UInt64,
     metadataCacheByteCount: UInt64, pollMicroseconds: Int, handshakeSecondsMax: Int,
     connectionsMax: Int,
-    socketPath: String?, socketMode: UInt32, socketOwner: String?, tcpEndpoint: TCPEndpoint?,
-    allowsTCPWithoutTLS: Bool, user: String?, readyDescriptor: Int32?, pidFilePath: String?,
-    runsInBackground: Bool, printsDrive: Bool
+    socketPath: String?, socketMode: UInt32, socketOwner: String?, controlPath: String?,
+    tcpEndpoint: TCPEndpoint?, allowsTCPWithoutTLS: Bool, user: String?, readyDescriptor: Int32?,
+    pidFilePath: String?, runsInBackground: Bool, printsDrive: Bool
   ) {
     self.imagePath = imagePath
     self.format = format
@@ -61,6 +63,7 @@ public struct ExportConfig: Sendable {
     self.socketPath = socketPath
     self.socketMode = socketMode
     self.socketOwner = socketOwner
+    self.controlPath = controlPath
     self.tcpEndpoint = tcpEndpoint
     self.allowsTCPWithoutTLS = allowsTCPWithoutTLS
     self.user = user

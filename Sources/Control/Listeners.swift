@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The sockets of an export: a UNIX path, TCP addresses, and what the service manager passed.
+// The sockets of an export: a UNIX path, TCP addresses, what the service manager passed, and the
+// control socket.
 // Policy: TCP without TLS stays on this machine unless the user says otherwise.
 
 import Glibc
@@ -61,21 +62,37 @@ struct Listeners {
   }
 
   private mutating func listen(at path: String, _ config: ExportConfig) throws(ControlError) {
+    sockets.append(
+      try Listeners.unixSocket(
+        at: path, mode: config.socketMode, owner: config.socketOwner, "socket \(path)"))
+    unixPath = try Listeners.absolute(path)
+  }
+
+  /// The socket that oversees the export, when the user wants one. The caller removes its file.
+  static func controlSocket(_ config: ExportConfig) throws(ControlError) -> ListeningSocket? {
+    guard let path = config.controlPath else { return nil }
+    return try unixSocket(
+      at: path, mode: controlMode, owner: config.socketOwner, "control socket \(path)")
+  }
+
+  /// Who may end clients is nobody but the owner, whoever may be a client.
+  private static let controlMode: UInt32 = 0o600
+
+  private static func unixSocket(
+    at path: String, mode: UInt32, owner text: String?, _ subject: String
+  ) throws(ControlError) -> ListeningSocket {
     var owner: Identity?
     do throws(SandboxError) {
-      if let text = config.socketOwner { owner = try Identity(parsing: text) }
+      if let text { owner = try Identity(parsing: text) }
     } catch {
       throw ControlError("--socket-owner", error)
     }
     do throws(SocketError) {
-      sockets.append(
-        try ListeningSocket.unix(
-          at: try UnixSocketPath(path), mode: config.socketMode,
-          owner: owner.map { ($0.userID, $0.groupID) }))
+      return try ListeningSocket.unix(
+        at: try UnixSocketPath(path), mode: mode, owner: owner.map { ($0.userID, $0.groupID) })
     } catch {
-      throw ControlError("socket \(path)", error)
+      throw ControlError(subject, error)
     }
-    unixPath = try Listeners.absolute(path)
   }
 
   private mutating func listen(

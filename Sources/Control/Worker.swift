@@ -57,6 +57,8 @@ public struct Worker {
     }
     let listeners = try Listeners(config, passedCount: passedCount)
     defer { listeners.removeFiles() }
+    let controlSocket = try Listeners.controlSocket(config)
+    defer { _ = controlSocket?.removeFile() }
     let manager = try ServiceManager()
     let pidFile = try makePidFile()
     defer { pidFile?.remove() }
@@ -66,7 +68,7 @@ public struct Worker {
     } catch {
       throw ControlError("privileges", error)
     }
-    try serve(plan, listeners, stopSignals: stopSignals) { () throws(ControlError) in
+    try serve(plan, listeners, controlSocket, stopSignals: stopSignals) { () throws(ControlError) in
       try readiness.announce(driveLine: config.printsDrive ? listeners.driveLine : nil)
       manager.sayReady()
     }
@@ -76,15 +78,24 @@ public struct Worker {
 
   /// Starts the loop, calls `announce`, and returns when all is drained and durable.
   private func serve(
-    _ plan: ExportPlan, _ listeners: Listeners, stopSignals: Int32,
-    announce: () throws(ControlError) -> Void
+    _ plan: ExportPlan, _ listeners: Listeners, _ controlSocket: ListeningSocket?,
+    stopSignals: Int32, announce: () throws(ControlError) -> Void
   ) throws(ControlError) {
     let outcome: ExportLoop.Outcome
     do {
+      let commands = try Mailbox<ExportCommand>()
       var loop = try ExportLoop(
-        plan: plan, listeners: listeners.descriptors, stopSignals: stopSignals)
-      try announce()
+        plan: plan, listeners: listeners.descriptors, stopSignals: stopSignals, mailbox: commands)
+      var service: ControlService?
+      if let controlSocket { service = try ControlService(controlSocket, commands: commands) }
+      do throws(ControlError) {
+        try announce()
+      } catch {
+        service.take()?.stop()
+        throw error
+      }
       outcome = loop.run()
+      service.take()?.stop()
     } catch let error as ControlError {
       throw error
     } catch {

@@ -39,16 +39,21 @@ import Glibc
   private var eventCount = 0
   /// Operations that io_submit refused, with their errno.
   private var refused: [(index: Int, errno: Int32)] = []
-  /// The kernel watches a descriptor for `wait`.
+  /// The kernel watches a descriptor for `wait`, or is asked to by what is queued.
   private var isWatching = false
+  /// The descriptor that the last wait was about, when that wait had to sleep: the next one will
+  /// probably sleep too, so the watch is submitted with the operations. -1 for none.
+  private var watchedAhead: Int32 = -1
   private(set) var systemCallCount: UInt64 = 0
+  /// Those of them that were io_submit(2).
+  private(set) var submitCallCount: UInt64 = 0
 
   /// A context for operations numbered `0 ..< capacity`.
   init(capacity: Int) throws(SystemError) {
     self.capacity = capacity
     unsafe handle = unsafe try AIOContext.setUp()
     unsafe blocks = unsafe FixedArray(count: capacity + 1) { _ in unsafe iocb() }
-    unsafe queued = unsafe FixedArray(count: capacity) { _ in nil }
+    unsafe queued = unsafe FixedArray(count: capacity + 1) { _ in nil }
     unsafe events = unsafe FixedArray(count: capacity) { _ in unsafe io_event() }
   }
 
@@ -109,9 +114,17 @@ import Glibc
 
   /// Gives everything queued to the kernel. What it cannot take now stays queued.
   mutating func submit() {
+    if watchedAhead >= 0, !isWatching {
+      unsafe caio_prepare_poll(blocks.base + capacity, watchedAhead, UInt64(capacity))
+      unsafe queued[queuedCount] = unsafe blocks.base + capacity
+      queuedCount += 1
+      isWatching = true
+    }
+    watchedAhead = -1
     var first = 0
     while first < queuedCount {
       systemCallCount += 1
+      submitCallCount += 1
       // SAFETY: here and below, blocks and events live in arrays that never move, and their
       // indices are those of operations in flight.
       let result = unsafe io_submit(handle, queuedCount - first, queued.base + first)
@@ -121,7 +134,12 @@ import Glibc
         break
       } else if result != -EINTR {
         // The kernel refuses the first one: only that one fails.
-        refused.append((unsafe queued[first]! - blocks.base, Int32(-result)))
+        let index = unsafe queued[first]! - blocks.base
+        if index == capacity {
+          isWatching = false
+        } else {
+          refused.append((index, Int32(-result)))
+        }
         first += 1
       }
     }
@@ -172,8 +190,9 @@ import Glibc
   /// - Returns: whether the descriptor may be readable.
   mutating func wait(orReadable descriptor: Int32) -> Bool {
     precondition(eventIndex == eventCount, "a completion was slept over")
-    let sleepsLong = isWatching || watch(descriptor)
     // Where the kernel cannot watch (its context is full, or it is older than 4.18), look often.
+    let sleepsLong = queuedCount == 0 && (isWatching || watch(descriptor))
+    watchedAhead = descriptor
     var longest = timespec(tv_sec: sleepsLong ? 1 : 0, tv_nsec: sleepsLong ? 0 : 1_000_000)
     systemCallCount += 1
     let count = unsafe io_getevents(handle, 1, capacity, events.base, &longest)
@@ -192,6 +211,7 @@ import Glibc
     var block: UnsafeMutablePointer<iocb>? = unsafe blocks.base + capacity
     unsafe caio_prepare_poll(blocks.base + capacity, descriptor, UInt64(capacity))
     systemCallCount += 1
+    submitCallCount += 1
     isWatching = unsafe io_submit(handle, 1, &block) == 1
     return isWatching
   }

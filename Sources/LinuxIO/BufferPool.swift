@@ -21,6 +21,8 @@ public struct BufferPool: ~Copyable {
   private var warmByteCount = 0
   /// Bytes handed out and not yet returned.
   public private(set) var heldByteCount = 0
+  /// Calls of mmap(2) and munmap(2).
+  public private(set) var systemCallCount: UInt64 = 0
 
   public init() {}
 
@@ -50,6 +52,7 @@ public struct BufferPool: ~Copyable {
 
   private mutating func refill(sizeClass: Int, byteCount: Int) -> Bool {
     let mappedByteCount = max(byteCount, BufferPool.slabByteCount)
+    systemCallCount += 1
     guard let base = unsafe clinux_map(mappedByteCount) else { return false }
     let address = UInt(bitPattern: base)
     for offset in stride(from: mappedByteCount - byteCount, through: 0, by: -byteCount) {
@@ -69,6 +72,7 @@ public struct BufferPool: ~Copyable {
     let address = unsafe UInt(bitPattern: buffer.base)
     if buffer.byteCount >= BufferPool.slabByteCount {
       guard warmByteCount + buffer.byteCount <= BufferPool.warmByteCountMax else {
+        systemCallCount += 1
         unsafe munmap(UnsafeMutableRawPointer(bitPattern: address), buffer.byteCount)
         return
       }

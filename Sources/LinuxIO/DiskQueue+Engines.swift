@@ -23,6 +23,9 @@ extension DiskQueue {
     blockingCallCount + (engine == .aio ? native[0].systemCallCount : 0)
   }
 
+  /// Those of them that were io_submit(2).
+  public var submitCallCount: UInt64 { engine == .aio ? native[0].submitCallCount : 0 }
+
   // MARK: Sleeping
 
   /// Whether the kernel has operations in hand whose completions have to be slept for.
@@ -160,6 +163,7 @@ extension DiskQueue {
     free[freeCount] = Int32(index)
     freeCount += 1
     inFlightCount -= 1
+    completionCount += 1
     return Completion(tag: tag, errno: errno)
   }
 }

@@ -69,6 +69,8 @@ import Glibc
   var toDo: FixedArray<Int32>
   var toDoCount = 0
   public internal(set) var inFlightCount = 0
+  /// Operations that ended, whatever became of them.
+  public internal(set) var completionCount: UInt64 = 0
   /// System calls that the blocking engine made.
   var blockingCallCount: UInt64 = 0
 

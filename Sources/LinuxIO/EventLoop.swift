@@ -20,6 +20,8 @@ import Glibc
   /// Readable while there are events.
   public let descriptor: Int32
   private var events: FixedArray<epoll_event>
+  /// Calls of epoll_wait(2), those of a spin among them.
+  public private(set) var waitCount: UInt64 = 0
 
   public init() throws(SystemError) {
     descriptor = try SystemError.check(clinux_epoll_create(), "epoll_create1")
@@ -48,6 +50,7 @@ import Glibc
 
   /// Waits up to `timeoutMilliseconds` (-1: for ever) and returns how many events there are.
   public mutating func wait(timeoutMilliseconds: Int32) -> Int {
+    waitCount += 1
     // SAFETY: the array holds `eventsMax` elements and lives as long as this value.
     let count = unsafe clinux_epoll_wait(
       descriptor, events.base, Int32(EventLoop.eventsMax), timeoutMilliseconds)

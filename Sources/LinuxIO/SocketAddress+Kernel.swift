@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // TCP addresses in the shape that the kernel wants. Source: ip(7), ipv6(7), bind(2),
-// getsockname(2).
+// getsockname(2), getpeername(2).
 
 import Glibc
 
@@ -35,6 +35,21 @@ extension SocketAddress {
     let address = unsafe withUnsafeMutableBytes(of: &storage) { buffer -> SocketAddress? in
       guard let base = unsafe buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
         unsafe getsockname(descriptor, base, &byteCount) == 0
+      else { return nil }
+      return unsafe SocketAddress(base)
+    }
+    guard let address else { return nil }
+    self = address
+  }
+
+  /// The address of the other end of `descriptor`; nil when that is gone, or not TCP.
+  init?(connectedTo descriptor: Int32) {
+    var storage = sockaddr_storage()
+    var byteCount = socklen_t(MemoryLayout<sockaddr_storage>.size)
+    // SAFETY: as above.
+    let address = unsafe withUnsafeMutableBytes(of: &storage) { buffer -> SocketAddress? in
+      guard let base = unsafe buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
+        unsafe getpeername(descriptor, base, &byteCount) == 0
       else { return nil }
       return unsafe SocketAddress(base)
     }

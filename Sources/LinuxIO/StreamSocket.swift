@@ -74,14 +74,20 @@ import Glibc
   }
 
   /// Starts a gathered send; `gather` appends pieces until there are no more or no room.
-  public mutating func beginSend() { gatheredCount = 0 }
+  public mutating func beginSend() {
+    gatheredCount = 0
+    gatheredByteCount = 0
+  }
   private var gatheredCount = 0
+  /// Bytes that the next send would like to send.
+  public private(set) var gatheredByteCount = 0
 
   public var canGather: Bool { gatheredCount < StreamSocket.sendPiecesMax }
 
   public mutating func gather(_ piece: DiskQueue.Piece) {
     precondition(canGather, "a send gathers too many pieces")
     append(piece)
+    gatheredByteCount += piece.byteCount
   }
 
   /// Sends what was gathered, or as much of it as the socket takes now.

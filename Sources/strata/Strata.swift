@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The `strata` command: verbs on images, and `serve`.
+// The `strata` command: verbs on images, `serve`, and verbs on running daemons.
 
 import ArgumentParser
 import ImageTools
@@ -44,7 +44,10 @@ struct Strata: ParsableCommand {
     commandName: "strata",
     abstract: "Copy-on-write disk images for hypervisors.",
     version: "0.1.0",
-    subcommands: [Create.self, Serve.self, Info.self, Check.self, Map.self])
+    subcommands: [
+      Create.self, Serve.self, Info.self, Check.self, Map.self, Status.self, Clients.self,
+      Kick.self,
+    ])
 }
 
 /// How a verb prints what it found.

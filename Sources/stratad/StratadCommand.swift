@@ -42,6 +42,12 @@ struct StratadCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Owner of the socket.", valueName: "user[:group]"))
   var socketOwner: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "Listen on a UNIX socket for 'strata status', 'strata clients' and 'strata kick'.",
+      valueName: "path"))
+  var control: String?
+
   @Option(help: ArgumentHelp("Listen on TCP; port 0: any free one.", valueName: "host:port"))
   var tcp: String?
 
@@ -102,7 +108,8 @@ struct StratadCommand: ParsableCommand {
       metadataCacheByteCount: try byteCount(metadataCache, "--metadata-cache"),
       pollMicroseconds: poll, handshakeSecondsMax: handshakeTimeout,
       connectionsMax: maxConnections, socketPath: socket,
-      socketMode: try mode(), socketOwner: socketOwner, tcpEndpoint: try tcpEndpoint(),
+      socketMode: try mode(), socketOwner: socketOwner, controlPath: control,
+      tcpEndpoint: try tcpEndpoint(),
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)
   }

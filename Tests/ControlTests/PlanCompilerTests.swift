@@ -13,7 +13,8 @@ import Testing
       exportName: nil, description: "", minimumBlockByteCount: 1,
       metadataCacheByteCount: 32 << 20, pollMicroseconds: 0, handshakeSecondsMax: 10,
       connectionsMax: 100,
-      socketPath: "/run/vm1.sock", socketMode: 0o600, socketOwner: nil, tcpEndpoint: nil,
+      socketPath: "/run/vm1.sock", socketMode: 0o600, socketOwner: nil, controlPath: nil,
+      tcpEndpoint: nil,
       allowsTCPWithoutTLS: false, user: nil, readyDescriptor: nil, pidFilePath: nil,
       runsInBackground: false, printsDrive: false)
     change(&config)

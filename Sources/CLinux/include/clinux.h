@@ -79,6 +79,9 @@ int64_t clinux_send_plain(int socket, const void *bytes, size_t byte_count);
 int64_t clinux_receive_plain(int socket, void *bytes, size_t byte_count);
 int clinux_set_socket_option(int socket, int level, int name, int value);
 
+/// User, group and process of the other end of a UNIX socket, as they were when it connected.
+int clinux_peer_credentials(int socket, uint32_t *user, uint32_t *group, int32_t *process);
+
 /// A close-on-exec, non-blocking socket.
 int clinux_socket(int family, int type);
 

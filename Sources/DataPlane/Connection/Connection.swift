@@ -19,6 +19,12 @@ struct Connection: ~Copyable {
   /// Bytes that are received at once. More than 128 KiB gave nothing when measured.
   static let receiveByteCount = 128 << 10
 
+  /// Counts the connections of the export from 1 on.
+  let number: UInt64
+  let peer: PeerIdentity
+  let startNanoseconds = MonotonicClock.nanoseconds
+  var counters = ConnectionCounters()
+
   var socket: StreamSocket
   var phase: Phase = .handshake
   var handshake: ServerHandshake
@@ -57,9 +63,11 @@ struct Connection: ~Copyable {
   var isInTransmitList = false
 
   init(
-    socket: consuming StreamSocket, handshake: ServerHandshake, replies: consuming ReplyQueue,
-    buffer: IOBuffer, handshakeSecondsMax: Int
+    number: UInt64, socket: consuming StreamSocket, handshake: ServerHandshake,
+    replies: consuming ReplyQueue, buffer: IOBuffer, handshakeSecondsMax: Int
   ) {
+    self.number = number
+    peer = PeerIdentity(of: socket.descriptor)
     self.socket = socket
     self.handshake = handshake
     self.replies = replies

@@ -174,6 +174,7 @@ extension ImageStack {
 
   /// Takes the completions of the blocking pool.
   mutating func takePoolCompletions() {
+    counters.poolCallCount += 1
     for completion in pool.takeCompletions() {
       let tag = IOTag(rawValue: completion.tag)
       switch tag.kind {
@@ -190,6 +191,7 @@ extension ImageStack {
   /// Runs a call for a request on the blocking pool; the result comes as `poolValue`.
   mutating func submitToPool(_ index: Int, _ body: @escaping @Sendable () -> Int64) {
     requests.slots[index].poolCount += 1
+    counters.poolCallCount += 1
     pool.submit(tag: IOTag(.poolForSlot, index).rawValue, body)
   }
 }

@@ -240,6 +240,7 @@ extension ImageStack {
     allocator.growthNeeded = needed
     let storage = storages[0]
     let old = allocator.fileByteCount
+    counters.poolCallCount += 1
     pool.submit(tag: IOTag(.poolForGrowth, 0).rawValue) {
       BlockingPool.errno { () throws(SystemError) in try storage.file.grow(from: old, to: target) }
     }

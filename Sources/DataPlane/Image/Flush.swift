@@ -99,6 +99,7 @@ extension ImageStack {
       return
     }
     takeCut()
+    counters.flushCount += 1
     hasUnsyncedWrites = false
     flush.phase = .unreferenced
     flush.nextCopy = 0

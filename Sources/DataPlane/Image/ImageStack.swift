@@ -79,6 +79,8 @@ struct ImageStack: ~Copyable {
   /// A synchronisation failed: what the page cache or the disk dropped is unknown, so no later
   /// flush may succeed (fsync(2), EIO).
   var lostWrites = false
+  /// For `status`.
+  var counters = ImageCounters()
 }
 
 /// The indices of some slots, in no order; each slot knows its position.

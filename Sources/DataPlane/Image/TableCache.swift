@@ -47,7 +47,8 @@ struct TableCache: ~Copyable {
 
   var pages: FixedArray<TablePage>
   private var buckets: FixedArray<Int32>
-  private var usedCount = 0
+  /// Pages that have been used and hold their memory.
+  private(set) var usedCount = 0
   private var hand = 0
   private(set) var dirtyCount = 0
   /// Pages of the index that are not whole, and how many of them there may be: the rest of the

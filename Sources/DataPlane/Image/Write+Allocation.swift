@@ -56,6 +56,8 @@ extension ImageStack {
         requests.slots[index].allocation.host = host
         requests.slots[index].allocation.clusterCount = count
         requests.slots[index].allocation.isFresh = isFresh
+        counters.allocationCount += 1
+        counters.allocatedClusterCount += UInt64(count)
       }
     }
     requests.slots[index].scan = Scan()

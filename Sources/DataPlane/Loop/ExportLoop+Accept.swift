@@ -14,6 +14,7 @@ extension ExportLoop {
         setListening(false)
         return
       }
+      counters.otherCallCount += 1
       do throws(SystemError) {
         guard let socket = try StreamSocket.accept(from: listener) else { return }
         open(socket)
@@ -28,6 +29,7 @@ extension ExportLoop {
   private mutating func setListening(_ listens: Bool) {
     guard listens != isListening else { return }
     isListening = listens
+    counters.otherCallCount += UInt64(listeners.count)
     for (index, listener) in listeners.enumerated() {
       events.change(listener, listens ? .readable : [], token: Source.listener.token(index))
     }
@@ -44,9 +46,12 @@ extension ExportLoop {
     var handshake = ServerHandshake(exports: [description], limits: plan.limits)
     let greeting = handshake.start()
     let descriptor = socket.descriptor
+    counters.connectionTotal += 1
+    // What a client is known by, and its socket options: some calls once in its life.
+    counters.otherCallCount += 4
     let connection = Connection(
-      socket: socket, handshake: handshake, replies: replies, buffer: buffer,
-      handshakeSecondsMax: plan.limits.handshakeSecondsMax)
+      number: counters.connectionTotal, socket: socket, handshake: handshake, replies: replies,
+      buffer: buffer, handshakeSecondsMax: plan.limits.handshakeSecondsMax)
     guard let place = connections.insert(connection) else {
       preconditionFailure("a connection was accepted though the table is full")
     }
@@ -112,6 +117,7 @@ extension ExportLoop {
 
   private mutating func close(_ index: Int) {
     unwatch(index)
+    counters.otherCallCount += 1
     if connections[index].isStalled { stalledCount -= 1 }
     image.buffers.release(connections[index].buffer)
     connections[index].replies.close(&image.buffers)

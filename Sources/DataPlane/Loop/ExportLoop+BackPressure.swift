@@ -46,6 +46,7 @@ extension ExportLoop {
     if connections[index].isBlockedOnSend { wanted.insert(.writable) }
     guard wanted != connections[index].interest else { return }
     connections[index].interest = wanted
+    counters.otherCallCount += 1
     events.change(
       connections[index].socket.descriptor, wanted, token: Source.connection.token(index))
   }

@@ -10,8 +10,13 @@ import NBDProtocol
 extension ExportLoop {
   mutating func connectionEvent(_ index: Int, _ what: EventLoop.Interest) {
     guard connections.isOccupied(index) else { return }
-    if what.contains(.writable) { wantTransmit(index) }
-    if !what.isDisjoint(with: .failed) {
+    let hasFailed = !what.isDisjoint(with: .failed)
+    if what.contains(.writable) || hasFailed {
+      // Who is gone takes nothing, which the next send finds out.
+      connections[index].isBlockedOnSend = false
+      if !connections[index].replies.isEmpty { wantTransmit(index) }
+    }
+    if hasFailed {
       // Reported again and again whatever is watched for, so watch no longer. What the client sent
       // before it left is still read, and carried out.
       unwatch(index)
@@ -29,6 +34,7 @@ extension ExportLoop {
   mutating func unwatch(_ index: Int) {
     guard connections[index].isWatched else { return }
     connections[index].isWatched = false
+    counters.otherCallCount += 1
     events.remove(connections[index].socket.descriptor)
   }
 
@@ -40,6 +46,7 @@ extension ExportLoop {
       if case .finishing = connections[index].phase { return receivedAny }
       if connections[index].isStalled { return receivedAny }
       let (first, second) = receivePieces(index)
+      counters.receiveCallCount += 1
       switch connections[index].socket.receive(into: first, then: second) {
       case .wouldBlock: return receivedAny
       case .closed:
@@ -49,6 +56,7 @@ extension ExportLoop {
         return true
       case .bytes(let count):
         receivedAny = true
+        connections[index].counters.receivedByteCount += UInt64(count)
         accept(index, count, payloadByteCount: first.byteCount, hasPayload: second.byteCount > 0)
         parse(index)
       }

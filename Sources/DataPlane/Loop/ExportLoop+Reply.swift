@@ -62,6 +62,7 @@ extension ExportLoop {
     let error = connections[index].drainError
     let cookie = connections[index].drainCookie
     let command = Command(rawValue: connections[index].drainCommand)
+    countRefusal(index, command)
     let isStructured = connections[index].agreedRules.negotiated.structuredReplies
     if isStructured, command == .read || command == .blockStatus {
       appendErrorChunk(index, cookie, error, -1)
@@ -153,14 +154,15 @@ extension ExportLoop {
     }
     while !connections[index].replies.isEmpty {
       connections[index].gatherReplies()
+      counters.sendCallCount += 1
       switch connections[index].socket.send() {
       case .bytes(let count):
+        connections[index].counters.sentByteCount += UInt64(count)
         connections[index].replies.advance(count)
         retireSent(index)
-      case .wouldBlock:
-        connections[index].isBlockedOnSend = true
-        updateInterest(index)
-        return
+        // A part of it: the socket is full, and another try would only be told so.
+        if count < connections[index].socket.gatheredByteCount { return blockOnSend(index) }
+      case .wouldBlock: return blockOnSend(index)
       case .closed:
         breakConnection(index)
         return
@@ -169,6 +171,14 @@ extension ExportLoop {
     connections[index].isBlockedOnSend = false
     updateInterest(index)
     closeIfDone(index)
+  }
+
+  /// Waits until the socket takes more.
+  private mutating func blockOnSend(_ index: Int) {
+    // Nobody would tell of a socket that failed and is not watched any more.
+    guard connections[index].isWatched else { return breakConnection(index) }
+    connections[index].isBlockedOnSend = true
+    updateInterest(index)
   }
 
   private mutating func retireSent(_ index: Int) {

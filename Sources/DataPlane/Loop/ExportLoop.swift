@@ -28,6 +28,7 @@ public struct ExportLoop: ~Copyable {
     case pool
     case timer
     case signal
+    case mailbox
 
     func token(_ index: Int = 0) -> UInt64 { rawValue << 32 | UInt64(index) }
   }
@@ -39,6 +40,11 @@ public struct ExportLoop: ~Copyable {
   let timer: IntervalTimer
   let listeners: [Int32]
   let stopSignals: Int32
+  let mailbox: Mailbox<ExportCommand>
+  /// Control asked for something, to be obeyed at the end of the tick.
+  var hasMail = false
+  var counters = LoopCounters()
+  let startNanoseconds = MonotonicClock.nanoseconds
   var connections: FixedPool<Connection>
   var isListening = true
   /// Connections with replies to send, in this tick.
@@ -52,9 +58,12 @@ public struct ExportLoop: ~Copyable {
 
   /// Reads the tables of the images and registers the listeners, which are bound, listening and
   /// non-blocking. `stopSignals` is a signalfd: the first signal drains, the second abandons.
+  /// What comes by `mailbox` is obeyed at the end of a tick.
   ///
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses.
-  public init(plan: ExportPlan, listeners: [Int32], stopSignals: Int32) throws {
+  public init(
+    plan: ExportPlan, listeners: [Int32], stopSignals: Int32, mailbox: Mailbox<ExportCommand>
+  ) throws {
     let slotCount = plan.limits.connectionsMax * plan.limits.requestsPerConnectionMax + 1
     let image = try ImageStack(plan, slotCount: slotCount)
     let events = try EventLoop()
@@ -65,6 +74,7 @@ public struct ExportLoop: ~Copyable {
     try events.add(image.pool.eventDescriptor, .readable, token: Source.pool.token())
     try events.add(timer.descriptor, .readable, token: Source.timer.token())
     try events.add(stopSignals, .readable, token: Source.signal.token())
+    try events.add(mailbox.eventDescriptor, .readable, token: Source.mailbox.token())
 
     description = ExportLoop.describe(plan)
     connections = FixedPool(capacity: plan.limits.connectionsMax)
@@ -75,6 +85,7 @@ public struct ExportLoop: ~Copyable {
     self.timer = timer
     self.listeners = listeners
     self.stopSignals = stopSignals
+    self.mailbox = mailbox
   }
 
   private static func describe(_ plan: ExportPlan) -> ExportDescription {
@@ -102,6 +113,7 @@ public struct ExportLoop: ~Copyable {
         if let outcome = dispatch(token, what) { return outcome }
       }
       tick()
+      if hasMail { obeyMail() }
       if let outcome = continueStopping() { return outcome }
     }
   }
@@ -117,6 +129,7 @@ public struct ExportLoop: ~Copyable {
     case .pool: image.takePoolCompletions()
     case .timer: secondPassed()
     case .signal: return signalArrived()
+    case .mailbox: hasMail = true
     }
     return nil
   }
@@ -143,6 +156,7 @@ public struct ExportLoop: ~Copyable {
     while let index = image.finished.popFirst(&image.requests.slots) {
       image.requests.slots[index].stage = .replying
       let connection = Int(image.requests.slots[index].connection)
+      countAnswer(connection, index)
       guard !connections[connection].isBroken else {
         retire(index)
         closeIfDone(connection)
@@ -154,7 +168,9 @@ public struct ExportLoop: ~Copyable {
   }
 
   mutating func wantTransmit(_ connection: Int) {
-    if connections[connection].isInTransmitList { return }
+    if connections[connection].isInTransmitList || connections[connection].isBlockedOnSend {
+      return
+    }
     connections[connection].isInTransmitList = true
     transmitList.append(Int32(connection))
   }
@@ -174,6 +190,7 @@ public struct ExportLoop: ~Copyable {
 
   private mutating func secondPassed() {
     timer.take()
+    counters.otherCallCount += 1
     for index in 0..<connections.capacity {
       guard connections.isOccupied(index) else { continue }
       if case .handshake = connections[index].phase {

@@ -17,6 +17,9 @@ struct SpinPolicy {
   let windowNanoseconds: UInt64
   private var missCount = 0
   private var skipCount = 0
+  /// Spins that found an event, and those that did not, since the start.
+  private(set) var hitTotal: UInt64 = 0
+  private(set) var missTotal: UInt64 = 0
 
   init(windowNanoseconds: UInt64) { self.windowNanoseconds = windowNanoseconds }
 
@@ -34,7 +37,9 @@ struct SpinPolicy {
   mutating func learn(found: Bool, gapNanoseconds: UInt64) {
     if found, gapNanoseconds < SpinPolicy.gapNanosecondsMax {
       missCount = 0
+      hitTotal += 1
     } else {
+      missTotal += 1
       missCount = min(missCount + 1, SpinPolicy.missesMax)
       skipCount = 1 << missCount - 1
     }

@@ -1,15 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// JSON text, written from front to back, indented as qemu-img indents it. Source: RFC 8259.
+// JSON text, written from front to back. Source: RFC 8259.
 // This file performs no I/O.
 
 /// Builds one JSON document. Calls must nest properly, which is our own affair and is asserted.
 public struct JSONWriter {
+  public enum Layout: Sendable {
+    /// A line for each element, as qemu-img indents them.
+    case indented
+    /// No line feed and no blank anywhere.
+    case oneLine
+  }
+
+  private let layout: Layout
   private var text = ""
   /// For each open object or array: its closing character, and whether it has an element.
   private var open: [(close: Character, hasElement: Bool)] = []
 
-  public init() {}
+  public init(layout: Layout = .indented) { self.layout = layout }
 
   /// The document; everything that was begun must be ended.
   public consuming func finish() -> String {
@@ -55,10 +63,11 @@ public struct JSONWriter {
       open[index].hasElement = true
       newLine()
     }
-    if let key { text += "\(Self.quote(key)): " }
+    if let key { text += Self.quote(key) + (layout == .indented ? ": " : ":") }
   }
 
   private mutating func newLine() {
+    guard layout == .indented else { return }
     text += "\n" + String(repeating: " ", count: 4 * open.count)
   }
 

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What control may ask of a running export. This file performs no I/O.
+
+/// A question or an order for the loop of an export, by its mailbox.
+///
+/// The loop obeys at the end of a tick and calls the completion once, on its own thread: the
+/// completion must not wait. Commands that wait when the loop ends are never completed.
+public enum ExportCommand: Sendable {
+  case status(@Sendable (ExportStatus) -> Void)
+  /// The clients, oldest first.
+  case clients(@Sendable ([ClientStatus]) -> Void)
+  /// Ends a client: what was answered stays answered, what is in flight ends on the disk, and the
+  /// client learns no more of it. Completes with false when there is no client of this number.
+  case kick(client: UInt64, @Sendable (Bool) -> Void)
+}
