@@ -17,7 +17,7 @@ from benchservers import serves
 MIB = 1 << 20
 LOAD_SHARE = 0.7                                         # of the slowest server's throughput
 CALIBRATION_SECONDS = 0.5
-SECONDS_MIN, SECONDS_MAX = 0.4, 4.0
+SECONDS_MIN, SECONDS_MAX = 0.3, 4.0
 ROUNDS_MAX = {"idle-100": 3, "idle-1000": 1}              # memory does not vary, and the starts take long
 
 
