@@ -25,7 +25,8 @@ class Axis:
         self.left, self.is_log = left, is_log
         top = max([*values, 1.05])
         if is_log:
-            self.low, self.high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(top))
+            self.low = 10 ** math.floor(math.log10(min(values)))
+            self.high = 10 ** math.ceil(math.log10(top))
         else:
             self.low, self.high = 0, min(top, limit or top) * 1.02
 
@@ -52,10 +53,12 @@ class Drawing:
         self.parts.append(f'<text x="{x:.0f}" y="{y:.0f}" {extra}>{escape(words)}</text>')
 
     def box(self, x, y, width, height, colour):
-        self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{colour}"/>')
+        self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" '
+                          f'fill="{colour}"/>')
 
     def line(self, x, top, bottom, colour):
-        self.parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.0f}" y2="{bottom:.0f}" stroke="{colour}"/>')
+        self.parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.0f}" y2="{bottom:.0f}" '
+                          f'stroke="{colour}"/>')
 
     def bar(self, axis, server, value, form):
         """One bar at the present height, with its figure behind it."""
@@ -140,7 +143,8 @@ def plot(rows):
           [("× qemu-nbd (less is better)", "p99_ratio", False, 4, ".2f"), cpu], paced)
     panel(drawing, "Chains of overlays: random reads a second, logarithmic",
           [("IOPS (more is better)", "iops", True, None, ",.0f"),
-           ("server CPU µs for each request, logarithmic (less is better)", "cpu_us_per_request", True, None, ",.1f")],
+           ("server CPU µs for each request, logarithmic (less is better)", "cpu_us_per_request", True, None,
+            ",.1f")],
           chains)
     panel(drawing, "Starts, new overlays, idle exports: how many times faster, smaller",
           [("× qemu-nbd (more is better)", "ratio", False, 6, ".2f")], costs)

@@ -48,6 +48,6 @@ def sentences(rows):
         name, _, _, *cores = row["cell"].split("/")
         where = "on one shared core" if cores else "server and client apart"
         how = "a server that never sleeps" if name == "wake-spin" else "both sleep"
-        lines.append(f"the wake floor: {row['round_trip_us']:.1f} µs a round trip, {row['cpu_us_per_request']:.1f} µs "
-                     f"server CPU ({where}, {how})")
+        lines.append(f"the wake floor: {row['round_trip_us']:.1f} µs a round trip, "
+                     f"{row['cpu_us_per_request']:.1f} µs server CPU ({where}, {how})")
     return "\n".join(lines)
