@@ -114,6 +114,7 @@ import Glibc
 
   /// Gives everything queued to the kernel. What it cannot take now stays queued.
   mutating func submit() {
+    if watchedAhead >= 0 { skipWatchResults() }
     if watchedAhead >= 0, !isWatching {
       unsafe caio_prepare_poll(blocks.base + capacity, watchedAhead, UInt64(capacity))
       unsafe queued[queuedCount] = unsafe blocks.base + capacity
@@ -158,14 +159,19 @@ import Glibc
   /// Takes the next result; nil when there is none now.
   mutating func nextResult() -> Result? {
     if let (index, errno) = refused.popLast() { return Result(index: index, value: -Int(errno)) }
-    while true {
-      if eventIndex == eventCount, !refillEvents() { return nil }
-      let event = unsafe events[eventIndex]
+    skipWatchResults()
+    guard eventIndex < eventCount else { return nil }
+    let event = unsafe events[eventIndex]
+    eventIndex += 1
+    return Result(
+      index: unsafe Int(UInt(bitPattern: event.data)), value: unsafe Int(bitPattern: event.res))
+  }
+
+  /// Takes results until the next one is that of an operation, or there is none.
+  private mutating func skipWatchResults() {
+    while eventIndex < eventCount || refillEvents() {
+      guard unsafe Int(UInt(bitPattern: events[eventIndex].data)) == capacity else { return }
       eventIndex += 1
-      let index = unsafe Int(UInt(bitPattern: event.data))
-      guard index == capacity else {
-        return Result(index: index, value: unsafe Int(bitPattern: event.res))
-      }
       isWatching = false
     }
   }
