@@ -52,6 +52,7 @@ extension ImageStack {
       case .writingTable: progress = installTable(index)
       case .allocating: progress = allocate(index)
       case .fillingHead, .fillingTail: progress = fill(index)
+      case .gathering: progress = writeClusters(index)
       case .writingClusters: progress = finishClusters(index)
       case .committing: progress = commit(index)
       case .awaitingWrites: progress = finishWrite(index)
