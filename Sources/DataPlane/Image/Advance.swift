@@ -58,6 +58,8 @@ extension ImageStack {
       case .awaitingWrites: progress = finishWrite(index)
       case .nextZeroPiece: progress = nextZeroPiece(index)
       case .zeroingClusters: progress = zeroClusters(index)
+      case .provisioning: progress = provision(index)
+      case .mappingZeroes: progress = mapZeroes(index)
       case .awaitingPool: progress = finishPoolWork(index)
       case .collectingStatus: progress = collectStatus(index)
       case .awaitingFlush: progress = joinFlush(index)

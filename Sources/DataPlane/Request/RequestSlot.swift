@@ -15,6 +15,7 @@ import NBDProtocol
 ///                                      ─► gathering ─► writingClusters ─► committing ─► placing]
 ///                          placing ─► awaitingWrites ─► [awaitingFlush] ─► finished
 ///                  ZERO:   claiming ─► nextZeroPiece ─► (the WRITE stages | zeroingClusters) ─► …
+///                          zeroingClusters ─► [provisioning ─► mappingZeroes ─► zeroingClusters]
 ///                  TRIM:   claiming ─► zeroingClusters ─► [awaitingFlush] ─► finished
 ///                  FLUSH:  awaitingFlush ─► finished
 ///                  STATUS: collectingStatus ─► finished
@@ -43,6 +44,9 @@ enum Stage: UInt8 {
   case awaitingWrites
   case nextZeroPiece
   case zeroingClusters
+  /// Taking clusters, and space for them, that are to read as zeroes.
+  case provisioning
+  case mappingZeroes
   /// A call on the blocking pool does the work (space operations of raw files).
   case awaitingPool
   case collectingStatus
@@ -60,8 +64,8 @@ enum Stage: UInt8 {
     case .free, .receiving, .finished, .replying: false
     case .scanning, .claiming, .readingHeadEdge, .readingTailEdge, .placing, .makingTable,
       .writingTable, .allocating, .fillingHead, .fillingTail, .gathering, .writingClusters,
-      .committing, .awaitingWrites, .nextZeroPiece, .zeroingClusters, .awaitingPool,
-      .collectingStatus, .awaitingFlush, .releasing, .unwinding:
+      .committing, .awaitingWrites, .nextZeroPiece, .zeroingClusters, .provisioning,
+      .mappingZeroes, .awaitingPool, .collectingStatus, .awaitingFlush, .releasing, .unwinding:
       true
     }
   }
