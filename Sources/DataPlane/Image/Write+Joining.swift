@@ -20,7 +20,8 @@ extension ImageStack {
       end: min(requests.slots[index].placeEnd, allocationRange(owner).end))
   }
 
-  /// Joins the request that is giving the cursor's cluster a place, or waits until it has.
+  /// Joins the request that is giving the cursor's cluster a place, or waits until it has. The
+  /// disk queue has room: `place` asked.
   mutating func join(_ index: Int, _ owner: Int) -> Progress {
     let part = placedPart(index, of: owner)
     let isFree: Bool
