@@ -219,7 +219,10 @@ extension ImageBench {
     bench.image.requests.slots[first].error = .io
     bench.image.requests.slots[second].writeCount += 1  // as if it took longer
     #expect(try bench.finish(first) == .io)
-    for _ in 0..<20 { bench.step() }
+    for _ in 0..<50 {
+      bench.step()
+      usleep(1_000)  // the hole would be punched by another thread
+    }
     #expect(bench.outcome(second) == nil)
     #expect(try bench.count(ofClusterAt: host) == 1)
     bench.image.requests.slots[second].writeCount -= 1
