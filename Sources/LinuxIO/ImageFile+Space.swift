@@ -38,6 +38,14 @@ extension ImageFile {
     }
   }
 
+  /// Takes space for all of the range and changes none of its bytes, nor the length of the file.
+  ///
+  /// - Throws: EOPNOTSUPP where the filesystem cannot take space ahead.
+  public func provision(_ range: ByteRange) throws(SystemError) {
+    guard try medium() == .regularFile else { return }
+    try allocate(range, CLINUX_FALLOC_KEEP_SIZE, "allocate")
+  }
+
   /// Extends a regular file to `byteCount`, with space taken for all of the new part where the
   /// filesystem can: later writes there neither wait for an allocation nor find the disk full.
   public func grow(from old: UInt64, to new: UInt64) throws(SystemError) {

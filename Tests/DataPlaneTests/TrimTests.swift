@@ -222,16 +222,6 @@ private let cluster: UInt64 = 65_536
     #expect(try bench.read(0, 1 << 20) == expected)
   }
 
-  @Test func `with NO_HOLE takes space for its clusters`() throws {
-    let folder = try TemporaryFolder()
-    try folder.makeOverlay()
-    let bench = try ImageBench(folder, "disk")
-    #expect(try bench.call(.writeZeroes, 0, 2 * cluster, flags: .noHole) == .none)
-    #expect(try bench.host(of: 0) != nil)
-    #expect(try bench.host(of: cluster) != nil)
-    #expect(try bench.read(0, Int(2 * cluster)) == zeroes(Int(2 * cluster)))
-  }
-
   @Test func `that insists on speed fails where zeroes must be written`() throws {
     let folder = try TemporaryFolder()
     try folder.makeOverlay(options: "compat=0.10")

@@ -68,8 +68,8 @@ struct ReleaseQueue {
   }
 
   /// Clusters that no durable table ever named: nothing has to become durable first.
-  mutating func addUnmapped(cluster: UInt64, count: UInt64) {
-    releasable.append(ReleasedRun(cluster: cluster, count: count, lastUser: 0))
+  mutating func addUnmapped(cluster: UInt64, count: UInt64, lastUser: UInt64 = 0) {
+    releasable.append(ReleasedRun(cluster: cluster, count: count, lastUser: lastUser))
   }
 }
 

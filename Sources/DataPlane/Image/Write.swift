@@ -137,7 +137,7 @@ extension ImageStack {
   }
 
   /// Finds the place of the first bytes of the aligned range `cursor ..< end` in the active layer.
-  private mutating func findPlace(_ cursor: UInt64, _ end: UInt64) -> Place {
+  mutating func findPlace(_ cursor: UInt64, _ end: UInt64) -> Place {
     if layers[0].isRaw {
       return .inPlace(host: cursor, byteCount: end - cursor, isSettled: true)
     }

@@ -55,9 +55,9 @@ extension ImageStack {
   /// without a backing file an empty entry does.
   private var canForget: Bool { layers[0].version >= 3 || layers.count == 1 }
 
-  /// NO_HOLE asks for space to be kept, which only written clusters are sure to have.
+  /// Whether no L2 entry says what is asked for: zeroes, and with NO_HOLE space for them too.
   private func mustWriteZeroes(_ index: Int) -> Bool {
-    requests.slots[index].flags.contains(.noHole) || !canForget
+    requests.slots[index].flags.contains(.noHole) ? layers[0].version < 3 : !canForget
   }
 
   // MARK: Pieces
@@ -142,11 +142,15 @@ extension ImageStack {
 
   /// Turns the clusters of the body into zero clusters (or empty entries where nothing lies below).
   mutating func zeroClusters(_ index: Int) -> Progress {
+    let leavesNoHole =
+      requests.slots[index].command == .writeZeroes
+      && requests.slots[index].flags.contains(.noHole)
     var turn = 0
     while requests.slots[index].zeroCursor < requests.slots[index].bodyEnd {
       turn += 1
       if turn > ImageStack.entriesPerTurnMax { return yield(index) }
-      if case .waits = zeroNext(index) { return .waits }
+      let progress = leavesNoHole ? provisionNext(index) : zeroNext(index)
+      if case .waits = progress { return .waits }
       if requests.slots[index].stage != .zeroingClusters || requests.slots[index].error != .none {
         return .more
       }

@@ -11,10 +11,11 @@ import NBDProtocol
 ///
 ///     receiving ─► READ:   scanning ─► finished
 ///                  WRITE:  claiming ─► [readingHeadEdge ─► readingTailEdge] ─► placing
-///                          placing ─► [makingTable …] ─► [allocating ─► fillingHead ─►
-///                                      fillingTail ─► writingClusters ─► committing ─► placing]
+///                          placing ─► [makingTable …] ─► [allocating ─► fillingHead ─► fillingTail
+///                                      ─► gathering ─► writingClusters ─► committing ─► placing]
 ///                          placing ─► awaitingWrites ─► [awaitingFlush] ─► finished
 ///                  ZERO:   claiming ─► nextZeroPiece ─► (the WRITE stages | zeroingClusters) ─► …
+///                          zeroingClusters ─► [provisioning ─► mappingZeroes ─► zeroingClusters]
 ///                  TRIM:   claiming ─► zeroingClusters ─► [awaitingFlush] ─► finished
 ///                  FLUSH:  awaitingFlush ─► finished
 ///                  STATUS: collectingStatus ─► finished
@@ -36,11 +37,16 @@ enum Stage: UInt8 {
   case allocating
   case fillingHead
   case fillingTail
+  /// What else is written to the new clusters comes along.
+  case gathering
   case writingClusters
   case committing
   case awaitingWrites
   case nextZeroPiece
   case zeroingClusters
+  /// Taking clusters, and space for them, that are to read as zeroes.
+  case provisioning
+  case mappingZeroes
   /// A call on the blocking pool does the work (space operations of raw files).
   case awaitingPool
   case collectingStatus
@@ -57,9 +63,9 @@ enum Stage: UInt8 {
     switch self {
     case .free, .receiving, .finished, .replying: false
     case .scanning, .claiming, .readingHeadEdge, .readingTailEdge, .placing, .makingTable,
-      .writingTable, .allocating, .fillingHead, .fillingTail, .writingClusters, .committing,
-      .awaitingWrites, .nextZeroPiece, .zeroingClusters, .awaitingPool, .collectingStatus,
-      .awaitingFlush, .releasing, .unwinding:
+      .writingTable, .allocating, .fillingHead, .fillingTail, .gathering, .writingClusters,
+      .committing, .awaitingWrites, .nextZeroPiece, .zeroingClusters, .provisioning,
+      .mappingZeroes, .awaitingPool, .collectingStatus, .awaitingFlush, .releasing, .unwinding:
       true
     }
   }
@@ -82,6 +88,17 @@ struct HoleRun {
 
 /// A run of guest clusters that a request is giving a place in the active layer.
 struct ClusterAllocation {
+  /// What a write to another part of the clusters may do (Write+Joining.swift).
+  enum Step: UInt8 {
+    /// Nothing: there is no place yet, or none for data.
+    case taking
+    /// Come along in the write of the clusters.
+    case gathering
+    /// Be written beside it.
+    case writing
+  }
+
+  var step: Step = .taking
   /// Guest offset of the run; meaningful while `clusterCount > 0`.
   var guestStart: UInt64 = 0
   var clusterCount = 0
@@ -94,6 +111,12 @@ struct ClusterAllocation {
   var tailFill: IOBuffer = .empty
   var headIsZero = false
   var tailIsZero = false
+  /// One read brought all of the run, which `headFill` holds.
+  var fillIsWhole = false
+  /// The guest bytes that the write of the clusters covers, from step `writing` on.
+  var written = ByteRange(start: 0, end: 0)
+  /// Writes that end well when the clusters are mapped, and begin anew when they are not.
+  var joiners = SlotList()
 }
 
 /// A compressed cluster on its way: packed bytes at the start of the buffer, plain ones behind.

@@ -37,6 +37,11 @@ import BlockTypes
     self.rawValue = host.byteOffset | L2Entry.copiedFlag
   }
 
+  /// The entry of a guest cluster that reads as zeroes and has `host` for later writes.
+  @inlinable public init(zeroAllocatedAt host: HostOffset) {
+    self.rawValue = host.byteOffset | L2Entry.copiedFlag | L2Entry.zeroFlag
+  }
+
   @inlinable public static var unallocated: L2Entry { L2Entry(rawValue: 0) }
   @inlinable public static var zeroPlain: L2Entry { L2Entry(rawValue: zeroFlag) }
 
