@@ -19,10 +19,8 @@ import Glibc
   /// Pieces that one send gathers.
   public static let sendPiecesMax = 64
 
-  /// Bytes on their way to a client that is slower than the server.
-  static let unixSendByteCount: Int32 = 512 << 10
-
   public let descriptor: Int32
+  private let isTCP: Bool
   private var vectors: FixedArray<iovec>
 
   /// Accepts the next connection of a listening descriptor; nil when none waits.
@@ -35,13 +33,8 @@ import Glibc
   public init(adopting descriptor: Int32) {
     self.descriptor = descriptor
     unsafe vectors = FixedArray(count: StreamSocket.sendPiecesMax) { _ in unsafe iovec() }
-    // Only TCP has Nagle's delay to turn off, and sizes its buffers itself. A UNIX socket keeps the
-    // size that it gets (up to net.core.wmem_max): more in it is fewer sends, and fewer wake-ups of
-    // a client that reads much.
-    if clinux_set_socket_option(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, 1) != 0 {
-      _ = clinux_set_socket_option(
-        descriptor, SOL_SOCKET, SO_SNDBUF, StreamSocket.unixSendByteCount)
-    }
+    // Only TCP has Nagle's delay to turn off; on a UNIX socket the call fails and changes nothing.
+    isTCP = clinux_set_socket_option(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, 1) == 0
   }
 
   deinit { close(descriptor) }
@@ -71,6 +64,12 @@ import Glibc
     let address = unsafe piece.buffer.address(of: piece.start, piece.byteCount)
     unsafe vectors[gatheredCount] = unsafe iovec(iov_base: address, iov_len: piece.byteCount)
     gatheredCount += 1
+  }
+
+  /// Asks for room for `byteCount` bytes on their way to a slow client, of which the kernel grants
+  /// up to `net.core.wmem_max`. TCP sizes its buffers itself, and is left alone.
+  public func setSendRoom(_ byteCount: Int32) {
+    if !isTCP { _ = clinux_set_socket_option(descriptor, SOL_SOCKET, SO_SNDBUF, byteCount) }
   }
 
   /// Starts a gathered send; `gather` appends pieces until there are no more or no room.

@@ -30,6 +30,7 @@ struct Connection: ~Copyable {
   var handshake: ServerHandshake
   var rules: TransmissionRules?
   var replies: ReplyQueue
+  private var sendRoom = SendRoom()
 
   /// Received bytes `received ..< receivedEnd` are not understood yet.
   var buffer: IOBuffer
@@ -87,6 +88,11 @@ struct Connection: ~Copyable {
     if requestCount == 0 { return true }
     return requestCount < limits.requestsPerConnectionMax
       && bufferByteCount + byteCount <= limits.bufferBytesPerConnectionMax
+  }
+
+  /// Makes room in the socket for what the client reads.
+  mutating func adaptSendRoom(readByteCount: UInt64) {
+    if let room = sendRoom.learn(readByteCount: readByteCount) { socket.setSendRoom(room) }
   }
 
   /// Gathers the front of the replies into the socket's next send.

@@ -45,6 +45,7 @@ extension ExportLoop {
       connections[index].payloadSlot = Int32(slot)
       return takePayload(index)
     }
+    if command == .read { connections[index].adaptSendRoom(readByteCount: header.length) }
     image.requests.slots[slot].wantsHoles =
       connections[index].agreedRules.negotiated.structuredReplies
       && !header.flags.contains(.dontFragment)
