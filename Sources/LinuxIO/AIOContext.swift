@@ -23,9 +23,10 @@ import Glibc
   }
 
   /// Operations that the kernel is asked to take at once, most wanted first. All processes of the
-  /// machine share `fs.aio-max-nr` (65,536 unless told otherwise): a smaller context leaves room
-  /// for more exports, and what does not fit in it waits in the queue.
-  private static let depths: [Int32] = [256, 64, 16]
+  /// machine share `fs.aio-max-nr` (65,536 unless told otherwise), and what is asked for counts
+  /// there; the ring has more than twice as many places (254 for 64), and all of them may be used.
+  /// What does not fit in it waits in the queue.
+  private static let depths: [Int32] = [64, 16]
 
   private let handle: io_context_t
   private let capacity: Int
@@ -52,9 +53,10 @@ import Glibc
   init(capacity: Int) throws(SystemError) {
     self.capacity = capacity
     unsafe handle = unsafe try AIOContext.setUp()
-    unsafe blocks = unsafe FixedArray(count: capacity + 1) { _ in unsafe iocb() }
-    unsafe queued = unsafe FixedArray(count: capacity + 1) { _ in nil }
-    unsafe events = unsafe FixedArray(count: capacity) { _ in unsafe io_event() }
+    // SAFETY: all three hold C structures or pointers, which are trivial; zero bytes are valid.
+    unsafe blocks = unsafe FixedArray(zeroedTrivialCount: capacity + 1)
+    unsafe queued = unsafe FixedArray(zeroedTrivialCount: capacity + 1)
+    unsafe events = unsafe FixedArray(zeroedTrivialCount: capacity)
   }
 
   private static func setUp() throws(SystemError) -> io_context_t {

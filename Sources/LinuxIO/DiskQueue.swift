@@ -18,10 +18,10 @@ import Glibc
     public let errno: Int32
   }
 
-  @usableFromInline enum Kind { case read, write, flush }
+  @usableFromInline enum Kind: BitwiseCopyable { case read, write, flush }
 
   /// Bytes of one buffer that an operation reads or writes.
-  @frozen public struct Piece {
+  @frozen public struct Piece: BitwiseCopyable {
     public var buffer: IOBuffer
     public var start: Int
     public var byteCount: Int
@@ -33,7 +33,7 @@ import Glibc
     @inlinable public static var none: Piece { Piece(.empty, 0, 0) }
   }
 
-  struct Operation {
+  struct Operation: BitwiseCopyable {
     var kind: Kind = .flush
     var isDurable = false
     var file: Int32 = 0
@@ -78,11 +78,12 @@ import Glibc
     let depth = DiskQueue.depthMax
     self.engine = engine
     native = FixedPool(capacity: 1)
-    operations = FixedArray(count: depth) { _ in Operation() }
-    unsafe vectors = FixedArray(count: depth * 3) { _ in unsafe iovec() }
+    // Zero bytes cost no memory until an operation is first used, which sets all of it.
+    operations = FixedArray(zeroedCount: depth)
+    unsafe vectors = FixedArray(zeroedCount: depth * 3)
     free = FixedArray(count: depth) { Int32(depth - 1 - $0) }
     freeCount = depth
-    toDo = FixedArray(count: depth) { _ in 0 }
+    toDo = FixedArray(zeroedCount: depth)
     if engine == .aio { _ = native.insert(try AIOContext(capacity: depth)) }
   }
 

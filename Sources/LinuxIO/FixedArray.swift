@@ -48,6 +48,15 @@ extension FixedArray where Element: BitwiseCopyable {
   ///
   /// The caller vouches that an element of zero bytes is one that it may read.
   public init(zeroedCount count: Int) {
+    unsafe self.init(zeroedTrivialCount: count)
+  }
+}
+
+extension FixedArray {
+  /// The same for a C structure that Swift does not know to be trivial (one with a union, say).
+  ///
+  /// The caller vouches that it is: elements are neither initialised nor deinitialised.
+  @unsafe init(zeroedTrivialCount count: Int) {
     let byteCount = max(count, 1) * MemoryLayout<Element>.stride
     guard let address = unsafe clinux_map(byteCount) else {
       preconditionFailure("there is no memory for a fixed table of \(byteCount) bytes")

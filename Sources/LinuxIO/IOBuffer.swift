@@ -7,7 +7,7 @@ import Glibc
 
 /// A handle to bytes that a `BufferPool` owns: page-aligned at its start, bounds-checked on every
 /// access. Copying the handle copies no bytes; who acquired it releases it to its pool, once.
-@frozen @safe public struct IOBuffer: @unchecked Sendable {
+@frozen @safe public struct IOBuffer: BitwiseCopyable, @unchecked Sendable {
   @usableFromInline let base: UnsafeMutableRawPointer?
   public let byteCount: Int
 

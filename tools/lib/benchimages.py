@@ -45,12 +45,23 @@ class Image:
         self.forget_socket()
         if self.kind in RENEWED:
             self.remove()
+            self.warm()
             command("qemu-img", "create", "-q", "-f", "qcow2", "-b", "data.qcow2", "-F", "qcow2", self.path)
         elif self.kind in COPIED:
             self.remove()
             command("cp", self.raw if self.kind == "raw-copy" else os.path.join(self.folder, "full.qcow2"),
                     self.path)
             command("sync", "-f", self.path)
+
+    def warm(self):
+        """Takes and gives back as much space as first writes will take. A virtual machine gives free memory
+        back to its host, and the first server to touch it again would pay for all that follow."""
+        path = os.path.join(self.folder, "warm")
+        size = os.path.getsize(self.raw)
+        with open(path, "wb") as file:
+            for _ in range(size // MIB):
+                file.write(bytes(MIB))
+        os.unlink(path)
 
     def forget_socket(self):
         """Not every server removes its socket when it ends."""

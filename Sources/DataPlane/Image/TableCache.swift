@@ -45,7 +45,9 @@ struct TableCache: ~Copyable {
   /// Enough for every request to make progress one page at a time.
   static let pagesMin = 256
 
+  // Both are zero bytes, and cost no memory, as far as they were never used.
   var pages: FixedArray<TablePage>
+  /// The first page of each chain, plus one; 0 for none.
   private var buckets: FixedArray<Int32>
   /// Pages that have been used and hold their memory.
   private(set) var usedCount = 0
@@ -60,9 +62,10 @@ struct TableCache: ~Copyable {
 
   init(byteCount: Int) {
     let pageCount = max(byteCount / TableCache.pageByteCountMax, TableCache.pagesMin)
-    pages = FixedArray(count: pageCount) { _ in TablePage() }
+    precondition(TablePage.State.unused.rawValue == 0, "a page of zero bytes would be in use")
+    pages = FixedArray(zeroedCount: pageCount)
     let bucketCount = 1 << (Int.bitWidth - (pageCount - 1).leadingZeroBitCount)
-    buckets = FixedArray(count: bucketCount) { _ in -1 }
+    buckets = FixedArray(zeroedCount: bucketCount)
   }
 
   /// Dirty pages from which on a flush should start by itself.
@@ -77,7 +80,7 @@ struct TableCache: ~Copyable {
   /// The page that starts at `hostOffset` of `layer`, loaded or loading; nil when there is none.
   /// Marks it as looked at, which lets it outlive those that are not.
   mutating func find(_ layer: Int, _ hostOffset: UInt64) -> Int? {
-    var index = buckets[bucket(layer, hostOffset)]
+    var index = buckets[bucket(layer, hostOffset)] - 1
     while index >= 0 {
       if pages[Int(index)].hostOffset == hostOffset, pages[Int(index)].layer == layer {
         if !pages[Int(index)].isReferenced { pages[Int(index)].isReferenced = true }
@@ -100,8 +103,8 @@ struct TableCache: ~Copyable {
     pages[index].kind = kind
     pages[index].layer = Int32(layer)
     pages[index].hostOffset = hostOffset
-    pages[index].nextInBucket = buckets[home]
-    buckets[home] = Int32(index)
+    pages[index].nextInBucket = buckets[home] - 1
+    buckets[home] = Int32(index + 1)
     return index
   }
 
@@ -131,9 +134,9 @@ struct TableCache: ~Copyable {
   mutating func remove(_ index: Int) {
     precondition(!pages[index].isDirty, "a dirty page was dropped")
     let home = bucket(Int(pages[index].layer), pages[index].hostOffset)
-    var link = buckets[home]
+    var link = buckets[home] - 1
     if link == Int32(index) {
-      buckets[home] = pages[index].nextInBucket
+      buckets[home] = pages[index].nextInBucket + 1
     } else {
       while pages[Int(link)].nextInBucket != Int32(index) { link = pages[Int(link)].nextInBucket }
       pages[Int(link)].nextInBucket = pages[index].nextInBucket
