@@ -92,6 +92,9 @@ extension ExportLoop {
   /// Closes a connection that has nothing left to answer.
   mutating func closeIfDone(_ index: Int) {
     guard connections.isOccupied(index) else { return }
+    if stop.isStopping, connections[index].hasNothingUnderWay {
+      connections[index].phase = .finishing
+    }
     guard case .finishing = connections[index].phase else { return }
     abandonPayload(index)
     if connections[index].isBroken { dropReplies(index) }
