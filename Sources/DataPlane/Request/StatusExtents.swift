@@ -15,9 +15,9 @@ struct StatusExtents {
   /// Runs that one request looks at; the answer is shorter than what was asked for then. In
   /// clusters of 64 KiB they cover at least 4 GiB.
   static let runsMax = 65_536
-  /// Pages of tables that one request waits for, once it has something to tell: 512 GiB in clusters
+  /// Pages of tables that one request waits for, once it has something to tell: 128 GiB in clusters
   /// of 64 KiB.
-  static let tablesMax = 1024
+  static let tablesMax = 4096
 
   /// The contexts that are told about.
   private(set) var contexts: MetaContextSet = []
