@@ -65,7 +65,7 @@ extension ServerHandshake {
   }
 
   /// Ends the handshake.
-  private mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
+  mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
     outcome = .ready(
       Negotiated(
         exportIndex: index, structuredReplies: structuredReplies, extendedHeaders: extendedHeaders,

@@ -10,6 +10,8 @@
   @inlinable public static var greeting: UInt64 { 0x4e42_444d_4147_4943 }
   /// `IHAVEOPT`: the second eight bytes of a newstyle greeting, and the start of each option.
   @inlinable public static var option: UInt64 { 0x4948_4156_454f_5054 }
+  /// The second eight bytes of an oldstyle greeting.
+  @inlinable public static var oldstyle: UInt64 { 0x0000_4202_8186_1253 }
   @inlinable public static var optionReply: UInt64 { 0x0003_e889_0455_65a9 }
   @inlinable public static var request: UInt32 { 0x2560_9513 }
   @inlinable public static var extendedRequest: UInt32 { 0x21e4_1c71 }
