@@ -23,6 +23,8 @@ public struct ExportConfig: Sendable {
   public var pollMicroseconds: Int
   public var handshakeSecondsMax: Int
   public var connectionsMax: Int
+  /// Let clients in without negotiation.
+  public var speaksOldstyle = false
 
   public var socketPath: String?
   public var socketMode: UInt32

@@ -28,6 +28,11 @@ public enum PlanCompiler {
     guard config.socketMode <= 0o777 else {
       throw ControlError("--socket-mode", "the mode has other bits than 0777")
     }
+    guard !config.speaksOldstyle || !config.printsDrive else {
+      throw ControlError(
+        "--print-drive", "without negotiation there is no export name, and QEMU refuses one",
+        wayOut: "write file=nbd:unix:PATH")
+    }
     try validate(config.connectionsMax, in: connectionsMaxRange, option: "--max-connections")
     try validate(
       config.handshakeSecondsMax, in: handshakeSecondsRange, option: "--handshake-timeout")
@@ -49,7 +54,7 @@ public enum PlanCompiler {
         "its \(diskByteCount) bytes are not a multiple of the block size"
           + " \(config.minimumBlockByteCount)", wayOut: "choose a smaller --block-size")
     }
-    return ExportPlan(
+    var plan = ExportPlan(
       name: exportName(of: config), description: config.description,
       isReadOnly: config.isReadOnly, layers: layers.map(layerPlan), engine: config.engine,
       limits: RequestLimits(
@@ -57,6 +62,8 @@ public enum PlanCompiler {
       minimumBlockByteCount: UInt32(config.minimumBlockByteCount),
       metadataCacheByteCount: Int(config.metadataCacheByteCount),
       spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
+    plan.speaksOldstyle = config.speaksOldstyle
+    return plan
   }
 
   /// The name that clients see: the file's own, unless the user gave one.

@@ -62,6 +62,9 @@ struct StratadCommand: ParsableCommand {
   @Option(help: ArgumentHelp("A text about the export for clients.", valueName: "text"))
   var description = ""
 
+  @Flag(help: "Let clients in without any negotiation, for those that know no other way.")
+  var oldstyle = false
+
   @Option(
     help: ArgumentHelp("Smallest request: 1, or a power of 2 from 512.", valueName: "bytes"))
   var blockSize = "1"
@@ -101,7 +104,7 @@ struct StratadCommand: ParsableCommand {
 
   /// What the user said, in the words of Control.
   func config() throws -> ExportConfig {
-    ExportConfig(
+    var config = ExportConfig(
       imagePath: image, format: format, isReadOnly: readOnly,
       engine: aio == .native ? .aio : .sync, exportName: exportName, description: description,
       minimumBlockByteCount: try byteCount(blockSize, "--block-size"),
@@ -112,6 +115,8 @@ struct StratadCommand: ParsableCommand {
       tcpEndpoint: try tcpEndpoint(),
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)
+    config.speaksOldstyle = oldstyle
+    return config
   }
 
   private func byteCount(_ text: String, _ option: String) throws -> UInt64 {

@@ -76,8 +76,8 @@ final class CountedDaemon {
   /// Allocations since the start of the process.
   var count: Int { Int(report[0]) }
 
-  func client(structured: Bool) throws -> LoadClient {
-    try LoadClient(path: daemon.socketPath, structured: structured)
+  func client(structured: Bool, extended: Bool) throws -> LoadClient {
+    try LoadClient(path: daemon.socketPath, structured: structured, extended: extended)
   }
 
   // MARK: Where

@@ -13,10 +13,10 @@ private let hasReleaseBuild = CountedDaemon.daemonPath != nil
 struct `A request of 4 KiB allocates nothing` {
   /// Allocations of 100,000 requests: those of 110,000 without those of 10,000.
   private func measure(
-    _ command: WireCommand, structured: Bool, _ arguments: String...
+    _ command: WireCommand, structured: Bool, extended: Bool = false, _ arguments: String...
   ) throws -> (count: Int, traces: String) {
     let daemon = try CountedDaemon(arguments)
-    let client = try daemon.client(structured: structured)
+    let client = try daemon.client(structured: structured, extended: extended)
     try client.run(command, 10_000)  // pools and tables grow to their working size
     let start = daemon.count
     try client.run(command, 10_000)
@@ -39,6 +39,13 @@ struct `A request of 4 KiB allocates nothing` {
   @Test func `when it reads, with structured replies`() throws {
     let result = try measure(.read, structured: true)
     #expect(result.count < 1_000, "\(result.traces)")
+  }
+
+  @Test func `when it reads or overwrites, with extended headers`() throws {
+    let reads = try measure(.read, structured: false, extended: true)
+    #expect(reads.count < 1_000, "\(reads.traces)")
+    let writes = try measure(.write, structured: false, extended: true)
+    #expect(writes.count < 1_000, "\(writes.traces)")
   }
 
   @Test func `when it overwrites`() throws {

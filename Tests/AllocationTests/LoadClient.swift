@@ -12,11 +12,13 @@ final class LoadClient {
   private static let blockByteCount = 4_096
   private let client: WireClient
   private let isStructured: Bool
+  private let isExtended: Bool
   private let input = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 16)
   private var state: UInt64 = 1
 
-  init(path: String, structured: Bool) throws {
-    client = try WireClient.entered(path: path, structured: structured)
+  init(path: String, structured: Bool, extended: Bool) throws {
+    client = try WireClient.entered(path: path, structured: structured, extended: extended)
+    isExtended = extended
     isStructured = structured
     var limit = timeval(tv_sec: 20, tv_usec: 0)
     setsockopt(
@@ -29,16 +31,20 @@ final class LoadClient {
   private func request(_ command: WireCommand) -> [UInt8] {
     state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
     let offset = (state >> 33) % 4_096 * UInt64(Self.blockByteCount)
-    let header = WireClient.header(
-      command.rawValue, cookie: state, offset: offset, length: UInt32(Self.blockByteCount))
+    let header =
+      isExtended
+      ? WireClient.extendedHeader(
+        command.rawValue, cookie: state, offset: offset, length: UInt64(Self.blockByteCount))
+      : WireClient.header(
+        command.rawValue, cookie: state, offset: offset, length: UInt32(Self.blockByteCount))
     return command == .write ? header + payload : header
   }
 
   private let payload = [UInt8](repeating: 0xa5, count: blockByteCount)
 
   private func replyByteCount(_ command: WireCommand) -> Int {
-    guard command == .read else { return 16 }
-    return (isStructured ? 28 : 16) + Self.blockByteCount
+    guard command == .read else { return isExtended ? 32 : 16 }
+    return (isExtended ? 40 : isStructured ? 28 : 16) + Self.blockByteCount
   }
 
   /// Runs `count` requests. Only the first reply that is wrong in size is noticed, by the deadline.

@@ -61,7 +61,7 @@ struct ModelRun {
     switch action {
     case .read: cookie = try client.send(.read, offset: offset, length: length)
     case .readUnfragmented:
-      let flag = client.structuredReplies ? WireFlag.dontFragment : 0
+      let flag = client.structuredReplies || client.extendedHeaders ? WireFlag.dontFragment : 0
       cookie = try client.send(.read, flags: flag, offset: offset, length: length)
     case .write:
       step.data = filler(range.count, UInt8.random(in: 0...255, using: &generator))
@@ -120,14 +120,17 @@ struct ModelRun {
 }
 
 @Suite struct `random requests` {
-  @Test(arguments: DiskKind.allCases, [false, true])
-  func `model.simple, model.structured: agree with a shadow`(
-    _ kind: DiskKind, _ structured: Bool
+  enum Style: CaseIterable { case simple, structured, extended }
+
+  @Test(arguments: DiskKind.allCases, Style.allCases)
+  func `model.simple, model.structured, model.extended: agree with a shadow`(
+    _ kind: DiskKind, _ style: Style
   ) throws {
     let seed = UInt64.random(in: 0..<1_000_000)
     let disk = try ServedDisk(kind)
     var model = ModelRun(
-      client: try disk.client(structured: structured, blockSizes: false),
+      client: try disk.client(
+        structured: style == .structured, extended: style == .extended, blockSizes: false),
       generator: SeededGenerator(state: seed))
     #expect(throws: Never.self, "seed \(seed)") { try model.run(steps: 1500) }
     let all = try disk.client().read(0, ModelRun.areaByteCount).data

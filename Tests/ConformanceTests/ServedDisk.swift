@@ -93,11 +93,12 @@ final class ServedDisk {
 
   /// A client in the transmission phase.
   func client(
-    structured: Bool = true, contexts: [String] = [], blockSizes: Bool = true,
-    deadlineSeconds: Double = 20
+    structured: Bool = true, extended: Bool = false, contexts: [String] = [],
+    blockSizes: Bool = true, deadlineSeconds: Double = 20
   ) throws -> WireClient {
     try WireClient.entered(
-      path: socketPath, structured: structured, contexts: contexts, blockSizes: blockSizes,
+      path: socketPath, structured: structured, extended: extended, contexts: contexts,
+      blockSizes: blockSizes,
       deadlineSeconds: deadlineSeconds)
   }
 

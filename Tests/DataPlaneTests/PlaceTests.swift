@@ -91,6 +91,15 @@ import Testing
     #expect(again.index == 1 << 40)
   }
 
+  @Test func `of a read carries its slot and the block that it begins at`() {
+    for (slot, block) in [(0, 0), (1_280_000, 0xff_ffff), (0xffff_ffff, 65_537)] {
+      let tag = IOTag(readFor: slot, block: UInt64(block))
+      #expect(tag.kind == .read)
+      #expect(tag.slot == slot)
+      #expect(tag.block == UInt64(block))
+    }
+  }
+
   @Test func `of no kind says so`() {
     #expect(IOTag(rawValue: 5).kind == nil)
   }

@@ -3,6 +3,7 @@
 // Slots of requests and the lists that link them. Source: tools/STYLE.md, "Hot path".
 
 import LinuxIO
+import NBDProtocol
 import Testing
 
 @testable import DataPlane
@@ -189,5 +190,51 @@ import Testing
       table.retire(index)
     }
     #expect(said("a slot with operations in flight was retired", result))
+  }
+}
+
+@Suite struct `A READ that fails` {
+  private func slot(offset: UInt64, length: UInt64, bufferStart: UInt64) -> RequestSlot {
+    var slot = RequestSlot()
+    slot.begin(
+      RequestHeader(command: 0, cookie: 1, offset: offset, length: length), .read, connection: 0,
+      bufferStart: bufferStart, chargedByteCount: 0)
+    return slot
+  }
+
+  @Test func `has the first of its failures as its place`() {
+    var slot = slot(offset: 4096, length: 1 << 20, bufferStart: 4096)
+    #expect(slot.errorOffset == .max)
+    slot.noteFailedRead(block: 100)
+    slot.noteFailedRead(block: 8)
+    slot.noteFailedRead(block: 9)
+    #expect(slot.errorOffset == 4096 + 8 * 512)
+  }
+
+  @Test func `has no place before its own start`() {
+    var slot = slot(offset: 5000, length: 100, bufferStart: 4096)
+    slot.noteFailedRead(block: 0)
+    #expect(slot.errorOffset == 5000)
+  }
+
+  @Test func `has its cursor as the place when a table is to blame`() {
+    var slot = slot(offset: 5000, length: 1 << 20, bufferStart: 4096)
+    slot.noteFailedScan()
+    #expect(slot.errorOffset == .max, "it was not reading for the client")
+    slot.stage = .scanning
+    slot.scan.cursor = 65_536
+    slot.noteFailedScan()
+    #expect(slot.errorOffset == 65_536)
+  }
+
+  @Test func `at a block that does not start at the buffer loses less than a block`() {
+    var slot = slot(offset: 1000, length: 1 << 20, bufferStart: 1000)
+    slot.scan = Scan(cursor: 65_536, end: 1 << 20, buffer: .empty, bufferStart: 1000)
+    slot.noteFailedRead(block: slot.scan.block)
+    #expect(slot.errorOffset == 65_536)
+    slot.scan.cursor = 66_000
+    slot.errorOffset = .max
+    slot.noteFailedRead(block: slot.scan.block)
+    #expect(slot.errorOffset == 65_536)
   }
 }

@@ -90,6 +90,41 @@ struct `A disk error` {
     #expect(bench.daemon?.stop() == 0)
   }
 
+  /// The first cluster lies in the overlay, those behind it in the base: two calls for each READ.
+  @Test(arguments: [false, true])
+  func `in the middle of a READ is told with its place, behind what was read before it`(
+    _ extended: Bool
+  ) throws {
+    // proto.md "NBD_REPLY_TYPE_ERROR_OFFSET"
+    var places: Set<UInt64> = []
+    for when in 1...8 {
+      let bench = try FaultBench()
+      try bench.makeOverlay()
+      try run("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 64k", bench.folder.path("disk"))
+      try bench.serve(["--aio", "sync"], prefix: bench.failing("preadv", "EIO", when: "\(when)"))
+      let client = try WireClient.entered(path: bench.socketPath, extended: extended)
+      let base = pattern(1 << 20)
+      let expected = [UInt8](repeating: 9, count: cluster) + base[cluster..<3 * cluster]
+      for flags in [0, WireFlag.dontFragment, 0, WireFlag.dontFragment, 0, 0] {
+        let outcome = try client.read(512, 3 * cluster - 512, flags: flags)
+        guard outcome.error != 0 else {
+          #expect(outcome.data == Array(expected[512...]))
+          continue
+        }
+        #expect(outcome.error == WireErrno.io)
+        #expect(outcome.errorOffsets.count == 1)
+        let place = try #require(outcome.errorOffsets.first)
+        places.insert(place)
+        let count = Int(place) - 512
+        #expect(outcome.coveredByteCount == UInt64(count))
+        #expect(outcome.data[0..<count] == Array(expected[512..<Int(place)]))
+      }
+      try client.disconnect()
+      #expect(bench.daemon?.stop() == 0)
+    }
+    #expect(places == [512, UInt64(cluster)])
+  }
+
   @Test(arguments: 1...3)
   func `of every read of the tables fails requests and ends nothing`(round: Int) throws {
     let bench = try FaultBench()

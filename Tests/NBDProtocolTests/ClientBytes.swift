@@ -45,6 +45,7 @@ func listMeta(_ name: String, _ queries: String...) -> [UInt8] {
 }
 
 let structuredReplyOption = option(8)
+let extendedHeadersOption = option(11)
 
 /// One option reply as a client reads it.
 struct Reply: Hashable {
@@ -64,6 +65,7 @@ enum ReplyType {
   static let unknown: UInt32 = 0x8000_0006
   static let shutdown: UInt32 = 0x8000_0007
   static let tooBig: UInt32 = 0x8000_0009
+  static let extHeaderReqd: UInt32 = 0x8000_000a
 }
 
 /// Splits the bytes of a server into option replies; what is left over comes last.

@@ -113,11 +113,23 @@ import Testing
     #expect(talk.handshake.outcome == .finished)
   }
 
+  @Test func `knows whether the client is in the middle of a message`() {
+    // proto.md "NBD_REP_ERR_SHUTDOWN": who is, is answered before the server closes
+    let bytes = clientFlags() + option(77, [1, 2, 3]) + option(6, infoData("disk"))
+    let borders: Set = [0, 4, 4 + 16 + 3, bytes.count]
+    for count in 0...bytes.count {
+      var talk = Talk()
+      talk.send(Array(bytes[..<count]))
+      #expect(talk.handshake.isMidMessage == !borders.contains(count), "\(count) bytes")
+    }
+  }
+
   @Test func `gives its violations as sentences without the client's bytes`() {
     let violations: [ProtocolViolation] = [
       .unknownClientFlags(4), .optionNeedsFixedNewstyle(option: 3), .badOptionMagic,
       .optionTooLong(option: 7, byteCount: 99), .tooManyOptions(max: 32),
       .unknownExport(shownName: "x"), .malformedExportName, .stopping,
+      .exportNameWithExtendedHeaders,
     ]
     #expect(Set(violations.map(\.description)).count == violations.count)
   }

@@ -75,6 +75,73 @@ private func selected(_ queries: String...) -> [String] {
   }
 }
 
+@Suite struct `an export with dirty bitmaps` {
+  private let bitmaps = ExportDescription(
+    name: "disk", traits: ExportTraits(byteCount: 1 << 20),
+    contexts: MetaContext.ofEveryImage + [
+      .dirtyBitmap("b", number: 0), .dirtyBitmap("c:d", number: 1),
+      .dirtyBitmap("caf\u{e9}", number: 61),
+    ])
+
+  private func listed(_ queries: String...) -> [String] {
+    var talk = Talk(exports: [bitmaps])
+    talk.send(clientFlags(), option(9, metaData("disk", queries)))
+    return contexts(talk, 9).map { String($0.dropFirst(2)) }
+  }
+
+  @Test func `lists them for qemu: and for qemu:dirty-bitmap:`() {  // reference/nbd.md 2.2
+    let all = ["qemu:dirty-bitmap:b", "qemu:dirty-bitmap:c:d", "qemu:dirty-bitmap:caf\u{e9}"]
+    #expect(listed("qemu:dirty-bitmap:") == all)
+    #expect(listed("qemu:") == ["qemu:allocation-depth"] + all)
+    #expect(listed().count == 5)
+    #expect(listed("base:", "qemu:dirty-bitmap:b") == ["base:allocation", all[0]])
+  }
+
+  @Test(arguments: ["qemu:dirty-bitmap", "qemu:dirty-bitmap:c:", "qemu:dirty-bitmap:x", "qemu:d"])
+  func `lists none for what is no wildcard and no name`(_ query: String) {
+    #expect(listed(query) == [])
+  }
+
+  @Test func `gives each an id of its own, from 2 on`() {
+    var talk = Talk(exports: [bitmaps])
+    talk.send(
+      clientFlags(), extendedHeadersOption,
+      setMeta(
+        "disk", "qemu:dirty-bitmap:c:d", "qemu:dirty-bitmap:", "base:allocation",
+        "qemu:dirty-bitmap:caf\u{e9}"), goOption("disk"))
+    #expect(
+      contexts(talk, 10) == [
+        "0 base:allocation", "3 qemu:dirty-bitmap:c:d", "63 qemu:dirty-bitmap:caf\u{e9}",
+      ])
+    #expect(talk.negotiated?.contexts.rawValue == 1 << 0 | 1 << 3 | 1 << 63)
+  }
+
+  @Test func `with two contexts of one id is our own mistake and traps`() async {
+    await #expect(processExitsWith: .failure) {
+      _ = ExportDescription(
+        name: "", traits: ExportTraits(byteCount: 0),
+        contexts: [.dirtyBitmap("a", number: 0), .dirtyBitmap("b", number: 0)])
+    }
+    await #expect(processExitsWith: .failure) { _ = MetaContext.dirtyBitmap("a", number: 62) }
+  }
+}
+
+@Suite struct `a set of contexts` {
+  @Test func `gives its ids in order and is empty then`() {
+    var set: MetaContextSet = [.allocationDepth]
+    set.insert(wireID: 63)
+    set.insert(wireID: 0)
+    #expect(set.count == 3)
+    #expect([set.popFirst(), set.popFirst(), set.popFirst(), set.popFirst()] == [0, 1, 63, nil])
+  }
+
+  @Test func `knows no id beyond 63`() {
+    let all = MetaContextSet(rawValue: .max)
+    #expect(all.contains(wireID: 63))
+    for id in [64, 65, 128, .max] as [UInt32] { #expect(!all.contains(wireID: id)) }
+  }
+}
+
 @Suite struct `SET_META_CONTEXT` {
   @Test func `selects what is named, with an id for each`() {  // meta.set
     #expect(selected("base:allocation") == ["0 base:allocation"])
@@ -100,6 +167,13 @@ private func selected(_ queries: String...) -> [String] {
       clientFlags(), setMeta("disk", "base:allocation"), structuredReplyOption, goOption("disk"))
     #expect(talk.types.first == ReplyType.invalid)
     #expect(talk.negotiated?.contexts == [])
+  }
+
+  @Test func `works with extended headers alone`() {  // ext.meta-without-structured
+    var talk = Talk()
+    talk.send(
+      clientFlags(), extendedHeadersOption, setMeta("disk", "base:allocation"), goOption("disk"))
+    #expect(talk.negotiated?.contexts == .baseAllocation)
   }
 
   @Test func `replaces the earlier selection`() {  // proto.md "NBD_OPT_SET_META_CONTEXT"

@@ -85,6 +85,81 @@ import Testing
     #expect(bytes[12_288] == 0)
   }
 
+  @Test func `lets a write under way end, and refuses what comes after it with ESHUTDOWN`() throws {
+    // proto.md "NBD_ESHUTDOWN"
+    for extended in [false, true] {
+      let fixture = try ServeFixture()
+      let server = try fixture.serve()
+      let client = try WireClient.entered(path: fixture.socket, extended: extended)
+      let data = [UInt8](repeating: 0xa5, count: 8_192)
+      let write = client.prepare(1, offset: 4_096, length: 8_192, payload: data)
+      try client.socket.send(Array(write.bytes.dropLast(4_096)))
+      usleep(100_000)
+      kill(server.processID, SIGTERM)
+      usleep(100_000)
+      let read = client.prepare(0, offset: 0, length: 512)
+      let refused = client.prepare(1, offset: 0, length: 512, payload: Array(data[..<512]))
+      try client.socket.send(Array(write.bytes.suffix(4_096)) + read.bytes + refused.bytes)
+      #expect(try client.wait(read.cookie).error == WireErrno.shutdown)
+      #expect(try client.wait(refused.cookie).error == WireErrno.shutdown)
+      #expect(try client.wait(write.cookie).error == 0)
+      #expect(try client.socket.receiveUntilEnd().isEmpty)
+      #expect(try server.waitForExit() == 0)
+      let bytes = try Data(contentsOf: URL(fileURLWithPath: fixture.image))
+      #expect(bytes[4_096..<12_288].allSatisfy { $0 == 0xa5 })
+      #expect(bytes[0] == 0)
+    }
+  }
+
+  @Test func `is told to a client in the middle of an option by ERR_SHUTDOWN`() throws {
+    // proto.md "NBD_REP_ERR_SHUTDOWN"
+    let fixture = try ServeFixture()
+    let server = try fixture.serve()
+    let client = try WireClient(path: fixture.socket)
+    try client.greet()
+    let option = WireClient.option(7, WireClient.infoData(""))
+    try client.socket.send(Array(option.dropLast(3)))
+    usleep(100_000)
+    kill(server.processID, SIGTERM)
+    usleep(100_000)
+    try client.socket.send(Array(option.suffix(3)))
+    #expect(try client.receiveAnswer(to: 7).type == OptionAnswer.shutdown)
+    #expect(try client.socket.receiveUntilEnd().isEmpty)
+    #expect(try server.waitForExit() == 0)
+  }
+
+  @Test func `ends a server within two seconds though a client never ends its request`() throws {
+    let fixture = try ServeFixture()
+    let server = try fixture.serve()
+    let client = try WireClient.entered(path: fixture.socket)
+    try client.socket.send(client.prepare(1, offset: 0, length: 8_192).bytes + [1, 2, 3])
+    usleep(100_000)
+    let start = Date()
+    #expect(server.stop() == 0)
+    #expect(Date().timeIntervalSince(start) < 2.5)
+  }
+
+  @Test func `gives up a request as long as the disk with ESHUTDOWN`() throws {
+    let fixture = try ServeFixture()
+    try run("qemu-img", "create", "-q", "-f", "raw", fixture.folder.path("base"), "1T")
+    try run(
+      "qemu-img", "create", "-q", "-f", "qcow2", "-b", fixture.folder.path("base"), "-F", "raw",
+      fixture.folder.path("disk"))
+    let server = try ServedProcess(stratad: [
+      fixture.folder.path("disk"), "--format", "qcow2", "--socket", fixture.socket,
+    ]).waitUntilReady()
+    let client = try WireClient.entered(path: fixture.socket, extended: true)
+    let request = client.prepareWide(6, length: 1 << 40)
+    try client.socket.send(request.bytes)
+    usleep(200_000)
+    let start = Date()
+    kill(server.processID, SIGTERM)
+    #expect(try client.wait(request.cookie).error == WireErrno.shutdown)
+    #expect(try server.waitForExit() == 0)
+    #expect(Date().timeIntervalSince(start) < 3)
+    try run("qemu-img", "check", "-q", fixture.folder.path("disk"))
+  }
+
   /// A client with more replies to come than the socket's buffers hold.
   private func stalledClient(_ fixture: ServeFixture) throws -> WireClient {
     let client = try WireClient.entered(path: fixture.socket, structured: false)

@@ -21,7 +21,9 @@ public struct OptionAnswer: Hashable, Sendable {
   public static let policy: UInt32 = 0x8000_0002
   public static let invalid: UInt32 = 0x8000_0003
   public static let unknown: UInt32 = 0x8000_0006
+  public static let shutdown: UInt32 = 0x8000_0007
   public static let tooBig: UInt32 = 0x8000_0009
+  public static let extendedHeadersRequired: UInt32 = 0x8000_000a
 
   public var replies: [Reply]
   public var end: Reply

@@ -14,6 +14,9 @@ public final class WireClient {
   public private(set) var size: UInt64 = 0
   public private(set) var transmissionFlags: UInt16 = 0
   public internal(set) var structuredReplies = false
+  public internal(set) var extendedHeaders = false
+  /// Whether WRITE sets PAYLOAD_LEN with extended headers, as it must; QEMU's client does not.
+  public var countsPayloads = true
   /// Selected contexts by name.
   public private(set) var contextIDs: [String: UInt32] = [:]
 
@@ -46,12 +49,14 @@ public final class WireClient {
 
   /// The whole way to an export.
   public static func entered(
-    path: String, export: String = "", structured: Bool = true, contexts: [String] = [],
+    path: String, export: String = "", structured: Bool = true, extended: Bool = false,
+    contexts: [String] = [],
     blockSizes: Bool = true, entry: Entry = .go, deadlineSeconds: Double = 20
   ) throws -> WireClient {
     let client = try WireClient(path: path, deadlineSeconds: deadlineSeconds)
     try client.greet()
     if structured { try client.negotiateStructuredReplies() }
+    if extended { try client.negotiateExtendedHeaders() }
     if !contexts.isEmpty { try client.setMetaContexts(export, contexts) }
     switch entry {
     case .exportName: try client.enterByName(export)
@@ -112,6 +117,11 @@ public final class WireClient {
   public func negotiateStructuredReplies() throws {
     try ask(8).requireAck("STRUCTURED_REPLY")
     structuredReplies = true
+  }
+
+  public func negotiateExtendedHeaders() throws {
+    try ask(11).requireAck("EXTENDED_HEADERS")
+    extendedHeaders = true
   }
 
   /// The data of INFO and GO.

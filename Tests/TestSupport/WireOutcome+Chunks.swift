@@ -6,7 +6,7 @@ extension WireOutcome {
   /// Takes the payload of one chunk.
   mutating func take(
     _ type: UInt16, _ payload: WireReader, of request: WireRequest, isDone: Bool,
-    contextIDs: Set<UInt32>
+    isExtended: Bool
   ) throws {
     var reader = payload
     switch type {
@@ -24,7 +24,29 @@ extension WireOutcome {
       let length: UInt32 = try reader.integer()
       try cover(offset, Int(length), of: request)
       holeByteCount += Int(length)
-    case 5: try takeExtents(&reader, of: request, contextIDs: contextIDs)
+    case 5 where !isExtended:
+      let id: UInt32 = try reader.integer()
+      var list: [WireExtent] = []
+      while reader.remainingCount > 0 {
+        let length: UInt32 = try reader.integer()
+        list.append(WireExtent(length: UInt64(length), flags: try reader.integer()))
+      }
+      try takeExtents(list, id, of: request)
+    case 6 where isExtended:
+      let id: UInt32 = try reader.integer()
+      let count: UInt32 = try reader.integer()
+      var list: [WireExtent] = []
+      while reader.remainingCount > 0 {
+        let length: UInt64 = try reader.integer()
+        guard let flags = UInt32(exactly: try reader.integer(UInt64.self)) else {
+          throw WireError.violation("a status of more than 32 bits")
+        }
+        list.append(WireExtent(length: length, flags: flags))
+      }
+      guard list.count == Int(count) else {
+        throw WireError.violation("\(list.count) extents where \(count) were announced")
+      }
+      try takeExtents(list, id, of: request)
     case 0x8001, 0x8002: try takeError(type, &reader, of: request)
     default: throw WireError.violation("chunk type \(type)")
     }
@@ -36,7 +58,7 @@ extension WireOutcome {
   private mutating func cover(_ offset: UInt64, _ count: Int, of request: WireRequest) throws {
     contentChunkCount += 1
     guard request.command == WireCommand.read.rawValue, count > 0, offset >= request.offset,
-      offset - request.offset + UInt64(count) <= UInt64(request.length)
+      offset - request.offset + UInt64(count) <= request.length
     else { throw WireError.violation("content outside of its READ") }
     let range = offset..<offset + UInt64(count)
     guard !covered.contains(where: { $0.overlaps(range) }) else {
@@ -46,21 +68,16 @@ extension WireOutcome {
   }
 
   private mutating func takeExtents(
-    _ reader: inout WireReader, of request: WireRequest, contextIDs: Set<UInt32>
+    _ list: [WireExtent], _ id: UInt32, of request: WireRequest
   ) throws {
-    let id: UInt32 = try reader.integer()
-    guard request.command == WireCommand.blockStatus.rawValue, contextIDs.contains(id),
-      extents[id] == nil, reader.remainingCount > 0, reader.remainingCount % 8 == 0
+    guard request.command == WireCommand.blockStatus.rawValue, request.contextIDs.contains(id),
+      extents[id] == nil, !list.isEmpty
     else { throw WireError.violation("a bad BLOCK_STATUS chunk") }
-    var list: [WireExtent] = []
-    while reader.remainingCount > 0 {
-      list.append(WireExtent(length: try reader.integer(), flags: try reader.integer()))
-    }
     extents[id] = list
     let isOne = request.flags & WireFlag.requestOne != 0
     guard list.allSatisfy({ $0.length > 0 }), !isOne || list.count == 1,
       !isOne || list[0].length <= request.length,
-      list.dropLast().reduce(0, { $0 + UInt64($1.length) }) < UInt64(request.length)
+      list.dropLast().reduce(0, { $0 + $1.length }) < request.length
     else { throw WireError.violation("extents break the rules: \(list.prefix(4))") }
   }
 
@@ -75,18 +92,18 @@ extension WireOutcome {
     if error == 0 { error = number }
     guard type == 0x8002 else { return }
     let offset: UInt64 = try reader.integer()
-    guard offset >= request.offset, offset - request.offset < UInt64(request.length) else {
+    guard offset >= request.offset, offset - request.offset < request.length else {
       throw WireError.violation("an error outside of its request")
     }
     errorOffsets.append(offset)
   }
 
   /// Checks a reply whose last chunk came.
-  func checkEnd(of request: WireRequest, contextCount: Int) throws {
+  func checkEnd(of request: WireRequest) throws {
     if error != 0 { return }
     if request.command == WireCommand.read.rawValue {
       let byteCount = covered.reduce(0) { $0 + UInt64($1.count) }
-      guard byteCount == UInt64(request.length) else {
+      guard byteCount == request.length else {
         throw WireError.violation("\(byteCount) of \(request.length) bytes were sent")
       }
       guard request.flags & WireFlag.dontFragment == 0 || contentChunkCount <= 1 else {
@@ -94,8 +111,9 @@ extension WireOutcome {
       }
     }
     if request.command == WireCommand.blockStatus.rawValue {
-      guard extents.count == contextCount else {
-        throw WireError.violation("\(extents.count) of \(contextCount) contexts were told")
+      guard extents.count == request.contextIDs.count else {
+        throw WireError.violation(
+          "\(extents.count) of \(request.contextIDs.count) contexts were told")
       }
     }
   }

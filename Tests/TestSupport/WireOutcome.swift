@@ -42,13 +42,21 @@ public struct WireRequest: Hashable, Sendable {
   public var command: UInt16
   public var flags: UInt16
   public var offset: UInt64
-  public var length: UInt32
+  /// What the request is about: with a filter, not the payload's length.
+  public var length: UInt64
+  /// The contexts that BLOCK_STATUS is to tell about.
+  public var contextIDs: Set<UInt32>
 }
 
 /// One extent of a BLOCK_STATUS reply.
 public struct WireExtent: Hashable, Sendable {
-  public var length: UInt32
+  public var length: UInt64
   public var flags: UInt32
+
+  public init(length: UInt64, flags: UInt32) {
+    self.length = length
+    self.flags = flags
+  }
 }
 
 /// The whole reply to one request.
@@ -58,6 +66,7 @@ public struct WireOutcome: Hashable, Sendable {
   public var data = WireData()
   /// Extents by context id.
   public var extents: [UInt32: [WireExtent]] = [:]
+  /// Chunks came, structured or extended ones.
   public var isStructured = false
   public var chunkCount = 0
   public var contentChunkCount = 0
@@ -66,4 +75,7 @@ public struct WireOutcome: Hashable, Sendable {
   public var errorOffsets: [UInt64] = []
   /// Ranges of a READ that content chunks have covered.
   var covered: [Range<UInt64>] = []
+
+  /// Bytes of a READ that content chunks have brought.
+  public var coveredByteCount: UInt64 { covered.reduce(0) { $0 + UInt64($1.count) } }
 }

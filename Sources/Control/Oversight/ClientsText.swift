@@ -21,12 +21,17 @@ public enum ClientsText {
       "\(StatusText.number(client, "client"))", peer(client["peer"]),
       StatusText.duration(StatusText.number(client, "connected-seconds")),
       (client["phase"]?.text ?? "?") + (client["stalled"]?.bool == true ? ", stalled" : ""),
-      client["structured-replies"]?.bool.map { $0 ? "structured" : "simple" } ?? "-",
+      replies(client),
       contexts(client["contexts"]),
       "\(StatusText.number(client, "in-flight"))", StatusText.bytes(client, "buffered-bytes"),
       "\(StatusText.number(client, "requests"))", "\(StatusText.number(client, "errors"))",
       StatusText.bytes(client, "bytes-received"), StatusText.bytes(client, "bytes-sent"),
     ]
+  }
+
+  private static func replies(_ client: JSONValue) -> String {
+    if client["extended-headers"]?.bool == true { return "extended" }
+    return client["structured-replies"]?.bool.map { $0 ? "structured" : "simple" } ?? "-"
   }
 
   private static func peer(_ peer: JSONValue?) -> String {

@@ -124,9 +124,10 @@ enum ControlAnswer: Sendable {
     json.field("phase", client.phase.rawValue)
     if let negotiated = client.negotiated {
       json.field("structured-replies", negotiated.structuredReplies)
+      json.field("extended-headers", negotiated.extendedHeaders)
       json.field("block-sizes", negotiated.blockSizesAgreed)
       json.beginArray("contexts")
-      for context in MetaContext.allCases where negotiated.contexts.contains(context) {
+      for context in MetaContext.ofEveryImage where negotiated.contexts.contains(context) {
         json.field(nil, context.name)
       }
       json.end()

@@ -29,6 +29,9 @@ struct Connection: ~Copyable {
   var phase: Phase = .handshake
   var handshake: ServerHandshake
   var rules: TransmissionRules?
+  /// The shape of headers in both directions, as the handshake agreed on it.
+  private(set) var framing = ReplyFraming.simple
+  private(set) var headerByteCount = RequestHeader.byteCount
   var replies: ReplyQueue
   private var sendRoom = SendRoom()
 
@@ -42,7 +45,7 @@ struct Connection: ~Copyable {
   /// Bytes of the payload of a refused request still to be thrown away, and its reply.
   var drainByteCount: UInt64 = 0
   var drainError: NBDErrno = .none
-  var drainCookie: UInt64 = 0
+  var drainIdentity = RequestIdentity(cookie: 0, offset: 0)
   var drainCommand: UInt16 = 0
 
   /// Requests with a slot, and the bytes of their buffers.
@@ -81,6 +84,42 @@ struct Connection: ~Copyable {
   var agreedRules: TransmissionRules {
     guard let rules else { preconditionFailure("a request came before the handshake ended") }
     return rules
+  }
+
+  /// Leaves the handshake with what it agreed on.
+  mutating func beginTransmission(_ agreed: TransmissionRules) {
+    rules = agreed
+    framing = agreed.negotiated.framing
+    if agreed.negotiated.extendedHeaders { headerByteCount = RequestHeader.extendedByteCount }
+    phase = .transmission
+  }
+
+  /// Decodes the header that starts the bytes not understood yet, of which enough are there; nil
+  /// when it does not start with its magic.
+  func nextHeader() -> RequestHeader? {
+    let isExtended = framing == .extended
+    return buffer.withSpan(received, headerByteCount) {
+      isExtended
+        ? RequestHeader(decodingExtended: $0, at: 0) : RequestHeader(decoding: $0, at: 0)
+    }
+  }
+
+  /// Decodes the payload of `byteCount` bytes behind the header that `nextHeader` returns.
+  func nextStatusPayload(_ byteCount: Int) -> BlockStatusPayload? {
+    let selected = agreedRules.negotiated.contexts
+    return buffer.withSpan(received + headerByteCount, byteCount) {
+      BlockStatusPayload(decoding: $0, at: 0, byteCount: byteCount, selected: selected)
+    }
+  }
+
+  /// Whether the client waits for no answer, and nothing that it began to send is half here.
+  var hasNothingUnderWay: Bool {
+    switch phase {
+    case .handshake: replies.isEmpty && !handshake.isMidMessage
+    case .transmission:
+      replies.isEmpty && requestCount == 0 && drainByteCount == 0 && !isStalled
+    case .finishing: true
+    }
   }
 
   /// Whether the client may hold another request with a buffer of `byteCount`.

@@ -6,7 +6,7 @@
 import BlockTypes
 import LinuxIO
 
-/// A header of up to 40 bytes, the payload behind it, and the slot that ends with it.
+/// A header of up to 64 bytes, the payload behind it, and the slot that ends with it.
 struct ReplyPiece {
   /// Start of the header in the queue's header memory.
   var headerByteCount = 0

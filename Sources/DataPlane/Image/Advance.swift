@@ -108,6 +108,7 @@ extension ImageStack {
 
   /// Remembers the first error of a request; it unwinds when its operations have ended.
   mutating func fail(_ index: Int, _ error: BlockErrno) -> Progress {
+    requests.slots[index].noteFailedScan()
     if requests.slots[index].error == .none { requests.slots[index].error = error }
     return .more
   }
@@ -155,7 +156,7 @@ extension ImageStack {
     let error = BlockErrno(systemErrno: completion.errno)
     guard let kind = tag.kind else { preconditionFailure("a completion has no kind") }
     switch kind {
-    case .read: requests.slots[tag.index].readCount -= 1
+    case .read: return readDone(tag, error)
     case .write: requests.slots[tag.index].writeCount -= 1
     case .clusterWrite: requests.slots[tag.index].clusterWriteCount -= 1
     case .tableWrite: requests.slots[tag.index].tableWriteCount -= 1
@@ -165,8 +166,14 @@ extension ImageStack {
       preconditionFailure("a pool completion came from the disk queue")
     }
     // Set at the end of a write, not at its start: a flush in between does not cover it.
-    if kind != .read { hasUnsyncedWrites = true }
+    hasUnsyncedWrites = true
     settle(tag.index, error)
+  }
+
+  private mutating func readDone(_ tag: IOTag, _ error: BlockErrno) {
+    requests.slots[tag.slot].readCount -= 1
+    if error != .none { requests.slots[tag.slot].noteFailedRead(block: tag.block) }
+    settle(tag.slot, error)
   }
 
   /// One operation of a request ended.

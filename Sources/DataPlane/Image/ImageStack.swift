@@ -28,6 +28,18 @@ struct IOTag {
   init(rawValue: UInt64) { self.rawValue = rawValue }
   var kind: Kind? { Kind(rawValue: UInt8(rawValue >> 56)) }
   var index: Int { Int(rawValue & (1 << 56 - 1)) }
+
+  // A read for a request says in 24 bits which of the 512-byte blocks of the scan it begins at, so
+  // that a failure has a place: the largest scan has 2^17 of them.
+
+  static let blockBits: UInt64 = 9
+
+  init(readFor slot: Int, block: UInt64) {
+    rawValue = UInt64(Kind.read.rawValue) << 56 | (block & 0xff_ffff) << 32 | UInt64(slot)
+  }
+  /// The slot and the block of a read.
+  var slot: Int { Int(rawValue & 0xffff_ffff) }
+  var block: UInt64 { rawValue >> 32 & 0xff_ffff }
 }
 
 /// The layers of one export and what is going on in them.
@@ -79,6 +91,8 @@ struct ImageStack: ~Copyable {
   /// A synchronisation failed: what the page cache or the disk dropped is unknown, so no later
   /// flush may succeed (fsync(2), EIO).
   var lostWrites = false
+  /// The server stops: what would take long is given up with ESHUTDOWN.
+  var isStopping = false
   /// For `status`.
   var counters = ImageCounters()
 }

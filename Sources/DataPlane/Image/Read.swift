@@ -50,7 +50,7 @@ extension ImageStack {
           file: layers[layer].file, at: host,
           into: DiskQueue.Piece(
             scan.buffer, Int(scan.cursor - scan.bufferStart), Int(byteCount)),
-          tag: IOTag(.read, index).rawValue)
+          tag: IOTag(readFor: index, block: scan.block).rawValue)
         requests.slots[index].readCount += 1
         requests.slots[index].scan.cursor += byteCount
       case .zero(_, let byteCount, _):
@@ -177,7 +177,7 @@ extension ImageStack {
     disks.queueRead(
       file: layers[layer].file, at: rounded.start,
       into: DiskQueue.Piece(buffer, 0, Int(rounded.byteCount)),
-      tag: IOTag(.read, index).rawValue)
+      tag: IOTag(readFor: index, block: scan.block).rawValue)
     requests.slots[index].readCount += 1
     return .waits
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // BLOCK_STATUS: `base:allocation` and `qemu:allocation-depth` from the same lookup that reads use.
+// A request costs a bounded number of runs and of tables, however long it is.
 // Spec: proto.md, "NBD_CMD_BLOCK_STATUS", "Metadata querying"; QEMU docs/interop/nbd.rst for the
 // depth context.
 
@@ -32,6 +33,8 @@ extension ImageStack {
     while requests.slots[index].zeroCursor < end {
       turn += 1
       if turn > ImageStack.runsPerTurnMax { return yield(index) }
+      // An answer may be shorter than what was asked for: the client asks on from its end.
+      if requests.slots[index].statusExtents.isEnough(isStopping: isStopping) { break }
       let cursor = requests.slots[index].zeroCursor
       var hasRoom = true
       switch resolve(cursor, end) {
@@ -54,9 +57,13 @@ extension ImageStack {
           hasRoom = addStatus(index, byteCount, 0, depth: layer + 1)
         }
       case .needsTable(let layer, let pageOffset, let l1Index):
+        requests.slots[index].statusExtents.tableCount += 1
         return waitForTable(index, layer, pageOffset, .l2, l1Index)
       case .needsIndex(let pageStart):
-        if case .waits = fillIndex(index, pageStart) { return .waits }
+        if case .waits = fillIndex(index, pageStart) {
+          requests.slots[index].statusExtents.tableCount += 1
+          return .waits
+        }
       case .damaged: return fail(index, .io)
       }
       if !hasRoom { break }
@@ -67,37 +74,18 @@ extension ImageStack {
 
   // MARK: Extents
 
-  /// Adds a run to both answers; false when one of them is full, or holds the one extent that the
-  /// client asked for.
+  /// Adds a run to the answers; false when they are to end before it.
   private mutating func addStatus(
     _ index: Int, _ byteCount: UInt64, _ status: UInt32, depth: Int
   ) -> Bool {
     let limit =
-      requests.slots[index].flags.contains(.requestOne) ? 1 : StatusExtents.extentsMax
-    let extents = requests.slots[index].statusExtents
-    let depth = UInt32(depth)
-    let startsAllocation =
-      extents.allocationCount == 0 || extents.lastAllocation.status != status
-    let startsDepth = extents.depthCount == 0 || extents.lastDepth.status != depth
-    if startsAllocation, extents.allocationCount == limit { return false }
-    if startsDepth, extents.depthCount == limit { return false }
+      requests.slots[index].flags.contains(.requestOne)
+      ? 1 : requests.slots[index].statusExtents.extentsMax
     let buffer = requests.slots[index].buffer
-    if startsAllocation {
-      requests.slots[index].statusExtents.allocationCount += 1
-      requests.slots[index].statusExtents.lastAllocation = Extent(byteCount: 0, status: status)
-    }
-    if startsDepth {
-      requests.slots[index].statusExtents.depthCount += 1
-      requests.slots[index].statusExtents.lastDepth = Extent(byteCount: 0, status: depth)
-    }
-    requests.slots[index].statusExtents.lastAllocation.byteCount += byteCount
-    requests.slots[index].statusExtents.lastDepth.byteCount += byteCount
-    let now = requests.slots[index].statusExtents
-    StatusExtents.store(now.lastAllocation, in: buffer, at: (now.allocationCount - 1) * 8)
-    StatusExtents.store(
-      now.lastDepth, in: buffer, at: StatusExtents.depthStart + (now.depthCount - 1) * 8)
-    requests.slots[index].zeroCursor += byteCount
-    return true
+    let isAdded = requests.slots[index].statusExtents.add(
+      byteCount, status, depth: UInt32(depth), limit: limit, to: buffer)
+    if isAdded { requests.slots[index].zeroCursor += byteCount }
+    return isAdded
   }
 
   // MARK: Raw layers
@@ -148,15 +136,5 @@ extension ImageStack {
     } catch {
       return 0
     }
-  }
-}
-
-extension StatusExtents {
-  static var depthStart: Int { bufferByteCount / 2 }
-
-  static func store(_ extent: Extent, in buffer: IOBuffer, at offset: Int) {
-    // A request spans less than 2^32 bytes in compact mode, so its runs fit.
-    buffer.storeBigEndian32(UInt32(extent.byteCount), at: offset)
-    buffer.storeBigEndian32(extent.status, at: offset + 4)
   }
 }

@@ -53,7 +53,7 @@ extension ImageStack {
       requests.slots[index].tableCopy = buffer
       disks.queueRead(
         file: layers[0].file, at: old.tableOffset.byteOffset,
-        into: DiskQueue.Piece(buffer, 0, byteCount), tag: IOTag(.read, index).rawValue)
+        into: DiskQueue.Piece(buffer, 0, byteCount), tag: IOTag(readFor: index, block: 0).rawValue)
       requests.slots[index].readCount += 1
     }
     if requests.slots[index].readCount > 0 { return .waits }

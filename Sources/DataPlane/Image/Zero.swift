@@ -15,10 +15,16 @@ extension ImageStack {
   private static var zeroPieceByteCountMax: UInt64 { 1 << 20 }
   /// L2 entries that one request changes before others get a turn.
   private static var entriesPerTurnMax: Int { 4096 }
+  /// What of a request is still done when the server stops: more of it is refused.
+  private static var lastByteCountMax: UInt64 { 1 << 30 }
+  /// Largest part of a raw file that one call on the blocking pool zeroes, so that others who need
+  /// the pool have their turns.
+  private static var spacePieceByteCountMax: UInt64 { 1 << 30 }
 
   mutating func startZero(_ index: Int) {
     requests.slots[index].stage = .claiming
     if layers[0].isRaw {
+      requests.slots[index].zeroCursor = requests.slots[index].offset
       requests.slots[index].afterScan = .awaitingPool
       return
     }
@@ -69,6 +75,9 @@ extension ImageStack {
     let bodyStart = requests.slots[index].bodyStart
     let bodyEnd = requests.slots[index].bodyEnd
     let end = requests.slots[index].offset + requests.slots[index].length
+    if isStopping, requests.slots[index].unzeroedByteCount > ImageStack.lastByteCountMax {
+      return fail(index, .shutdown)
+    }
     if cursor >= end {
       requests.slots[index].stage =
         requests.slots[index].needsFlush ? .awaitingFlush : .finished
@@ -148,7 +157,10 @@ extension ImageStack {
     var turn = 0
     while requests.slots[index].zeroCursor < requests.slots[index].bodyEnd {
       turn += 1
-      if turn > ImageStack.entriesPerTurnMax { return yield(index) }
+      if isStopping, requests.slots[index].unzeroedByteCount > ImageStack.lastByteCountMax {
+        return fail(index, .shutdown)
+      }
+      if turn > ImageStack.entriesPerTurnMax { return takeBreath(index) }
       let progress = leavesNoHole ? provisionNext(index) : zeroNext(index)
       if case .waits = progress { return .waits }
       if requests.slots[index].stage != .zeroingClusters || requests.slots[index].error != .none {
@@ -165,6 +177,15 @@ extension ImageStack {
       requests.slots[index].stage = .nextZeroPiece
     }
     return .more
+  }
+
+  /// Gives others a turn in a request that may be as large as the disk. What it gave up so far is
+  /// released meanwhile, and tables are written before they fill the cache.
+  private mutating func takeBreath(_ index: Int) -> Progress {
+    requests.renew(index)
+    wakeReleases()
+    if cache.isMostlyDirty { wantFlush() }
+    return yield(index)
   }
 
   /// Deals with the next cluster, or with as many as need no change.
@@ -239,6 +260,7 @@ extension ImageStack {
       askForSpaceWork(index)
       return .waits
     }
+    requests.slots[index].poolWasAsked = false
     let errno = Int32(requests.slots[index].poolValue)
     hasUnsyncedWrites = true
     let isTrim = requests.slots[index].command == .trim
@@ -249,7 +271,6 @@ extension ImageStack {
       let end = requests.slots[index].offset + requests.slots[index].length
       requests.slots[index].bodyStart = end
       requests.slots[index].bodyEnd = end
-      requests.slots[index].zeroCursor = requests.slots[index].offset
       requests.slots[index].flags.insert(.noHole)  // do not ask the layer what reads as zeroes
       requests.slots[index].needsFlush = requests.slots[index].flags.contains(.fua)
       requests.slots[index].stage = .nextZeroPiece
@@ -258,22 +279,36 @@ extension ImageStack {
     // A trim is a hint: where it cannot be followed, nothing has changed.
     let error = BlockErrno(systemErrno: errno)
     if error != .none, !(isTrim && error == .notSupported) { return fail(index, error) }
+    requests.slots[index].zeroCursor = spacePiece(index).end
+    if requests.slots[index].unzeroedByteCount > 0 {
+      if isStopping, requests.slots[index].unzeroedByteCount > ImageStack.lastByteCountMax {
+        return fail(index, .shutdown)
+      }
+      return .more
+    }
     requests.slots[index].stage =
       requests.slots[index].flags.contains(.fua) ? .awaitingFlush : .finished
     return .more
   }
 
+  /// The part of the request that is dealt with by the next call: pieces end at aligned places, so
+  /// that only the request's own ends are unaligned.
+  private mutating func spacePiece(_ index: Int) -> ByteRange {
+    let cursor = requests.slots[index].zeroCursor
+    let end = requests.slots[index].offset + requests.slots[index].length
+    let reach = (cursor + ImageStack.spacePieceByteCountMax)
+      .alignedDown(to: ImageStack.spacePieceByteCountMax)
+    return ByteRange(start: cursor, end: min(end, reach))
+  }
+
   private mutating func askForSpaceWork(_ index: Int) {
-    let start = requests.slots[index].offset
-    let end = start + requests.slots[index].length
+    let piece = spacePiece(index)
     let storage = storages[0]
     let isTrim = requests.slots[index].command == .trim
     let keepsSpace = !isTrim && requests.slots[index].flags.contains(.noHole)
     // A trim gives back whole blocks only; zeroing is exact to the byte.
     let range =
-      isTrim
-      ? ByteRange(start: start, end: end).roundedIn(to: max(alignment, 4096))
-      : ByteRange(start: start, end: end)
+      isTrim ? piece.roundedIn(to: max(alignment, 4096)) : piece
     submitToPool(index) {
       BlockingPool.errno { () throws(SystemError) in
         if keepsSpace {

@@ -44,7 +44,7 @@ extension ExportLoop {
       return
     }
     var handshake = ServerHandshake(exports: [description], limits: plan.limits)
-    let greeting = handshake.start()
+    let greeting = plan.speaksOldstyle ? handshake.startOldstyle() : handshake.start()
     let descriptor = socket.descriptor
     counters.connectionTotal += 1
     // What a client is known by, and its socket options: some calls once in its life.
@@ -64,6 +64,8 @@ extension ExportLoop {
     }
     appendBytes(place, greeting)
     wantTransmit(place)
+    // The client has nothing to say before its first request, which has another buffer.
+    if plan.speaksOldstyle { parse(place) }
   }
 
   /// Queues bytes of the handshake.
@@ -92,6 +94,9 @@ extension ExportLoop {
   /// Closes a connection that has nothing left to answer.
   mutating func closeIfDone(_ index: Int) {
     guard connections.isOccupied(index) else { return }
+    if stop.isStopping, connections[index].hasNothingUnderWay {
+      connections[index].phase = .finishing
+    }
     guard case .finishing = connections[index].phase else { return }
     abandonPayload(index)
     if connections[index].isBroken { dropReplies(index) }

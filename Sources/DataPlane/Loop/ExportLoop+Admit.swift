@@ -8,8 +8,11 @@ import LinuxIO
 import NBDProtocol
 
 extension ExportLoop {
+  /// Starts a request that the rules admitted and that takes up `consumedByteCount` bytes, or lets
+  /// it wait. BLOCK_STATUS tells about `contexts`; nil: all that were selected.
   mutating func execute(
-    _ index: Int, _ header: RequestHeader, _ command: Command
+    _ index: Int, _ header: RequestHeader, _ command: Command, consumedByteCount: Int,
+    contexts: MetaContextSet? = nil
   ) -> Bool {
     let range = ByteRange(start: header.offset, end: header.offset + header.length)
       .roundedOut(to: image.alignment)
@@ -26,7 +29,7 @@ extension ExportLoop {
       stall(index)
       return false
     }
-    connections[index].received += RequestHeader.byteCount
+    connections[index].received += consumedByteCount
     connections[index].requestCount += 1
     connections[index].bufferByteCount += charged
     image.requests.slots[slot].begin(
@@ -46,9 +49,13 @@ extension ExportLoop {
       return takePayload(index)
     }
     if command == .read { connections[index].adaptSendRoom(readByteCount: header.length) }
+    if command == .blockStatus {
+      image.requests.slots[slot].statusExtents.begin(
+        contexts ?? connections[index].agreedRules.negotiated.contexts,
+        extentByteCount: connections[index].framing.extentByteCount)
+    }
     image.requests.slots[slot].wantsHoles =
-      connections[index].agreedRules.negotiated.structuredReplies
-      && !header.flags.contains(.dontFragment)
+      connections[index].framing.hasChunks && !header.flags.contains(.dontFragment)
     image.start(slot)
     return true
   }
@@ -59,11 +66,8 @@ extension ExportLoop {
   ) -> Bool {
     if command == .write, header.length > 0 {
       // The payload has to be taken out of the stream first.
-      connections[index].drainError = .ENOMEM
-      connections[index].drainCookie = header.cookie
-      connections[index].drainCommand = header.command
-      connections[index].drainByteCount = header.length
       retire(slot)
+      beginRefusal(index, header, .ENOMEM, payloadByteCount: header.length)
       return true
     }
     image.requests.slots[slot].stage = .finished

@@ -132,9 +132,8 @@ extension ExportLoop {
       if consumed == 0, unread == buffer.byteCount { return enlargeBuffer(index) }
       return consumed > 0
     case .ready(let negotiated):
-      connections[index].rules = TransmissionRules(
-        traits: description.traits, negotiated: negotiated)
-      connections[index].phase = .transmission
+      connections[index].beginTransmission(
+        TransmissionRules(traits: description.traits, negotiated: negotiated))
       return enlargeBuffer(index)
     case .finished, .hangUp:
       connections[index].phase = .finishing
@@ -163,25 +162,24 @@ extension ExportLoop {
   private mutating func parseTransmission(_ index: Int) -> Bool {
     if connections[index].drainByteCount > 0 { return drain(index) }
     if connections[index].payloadSlot >= 0 { return takePayload(index) }
-    guard unreadByteCount(index) >= RequestHeader.byteCount else { return false }
-    let header = connections[index].buffer.withSpan(
-      connections[index].received, RequestHeader.byteCount
-    ) { RequestHeader(decoding: $0, at: 0) }
-    guard let header else {
+    let headerByteCount = connections[index].headerByteCount
+    guard unreadByteCount(index) >= headerByteCount else { return false }
+    guard let header = connections[index].nextHeader() else {
       // The stream is out of step: nothing that follows can be understood.
       breakConnection(index)
       return false
     }
     switch connections[index].agreedRules.admit(header) {
-    case .execute(let command): return execute(index, header, command)
+    case .execute(let command):
+      if stop.isStopping {
+        return refuse(
+          index, header, .ESHUTDOWN, payloadByteCount: command == .write ? header.length : 0)
+      }
+      return execute(index, header, command, consumedByteCount: headerByteCount)
+    case .filterStatus(let payloadByteCount):
+      return executeFiltered(index, header, payloadByteCount)
     case .refuse(let error, let payloadByteCount):
-      connections[index].received += RequestHeader.byteCount
-      connections[index].drainError = error
-      connections[index].drainCookie = header.cookie
-      connections[index].drainCommand = header.command
-      connections[index].drainByteCount = payloadByteCount
-      if payloadByteCount == 0 { refuse(index) }
-      return true
+      return refuse(index, header, error, payloadByteCount: payloadByteCount)
     case .disconnect:
       connections[index].phase = .finishing
       connections[index].received = connections[index].receivedEnd
@@ -193,6 +191,53 @@ extension ExportLoop {
     }
   }
 
+  /// Judges BLOCK_STATUS anew with the length and the contexts that its payload names, which is
+  /// waited for where it is: it has a few bytes.
+  private mutating func executeFiltered(
+    _ index: Int, _ header: RequestHeader, _ payloadByteCount: Int
+  ) -> Bool {
+    let byteCount = connections[index].headerByteCount + payloadByteCount
+    guard unreadByteCount(index) >= byteCount else { return false }
+    guard let payload = connections[index].nextStatusPayload(payloadByteCount) else {
+      return refuse(index, header, .EINVAL, payloadByteCount: UInt64(payloadByteCount))
+    }
+    var plain = header
+    plain.flags.remove(.payloadLength)
+    plain.length = payload.effectByteCount
+    switch connections[index].agreedRules.admit(plain) {
+    case .execute(let command) where !stop.isStopping:
+      return execute(
+        index, plain, command, consumedByteCount: byteCount, contexts: payload.contexts)
+    case .execute:
+      return refuse(index, header, .ESHUTDOWN, payloadByteCount: UInt64(payloadByteCount))
+    case .refuse(let error, _):
+      return refuse(index, header, error, payloadByteCount: UInt64(payloadByteCount))
+    case .filterStatus, .disconnect, .hangUp:
+      preconditionFailure("a BLOCK_STATUS without payload got a verdict of another request")
+    }
+  }
+
+  /// Takes the header of a request that is refused out of the stream.
+  private mutating func refuse(
+    _ index: Int, _ header: RequestHeader, _ error: NBDErrno, payloadByteCount: UInt64
+  ) -> Bool {
+    connections[index].received += connections[index].headerByteCount
+    beginRefusal(index, header, error, payloadByteCount: payloadByteCount)
+    return true
+  }
+
+  /// Answers a request with an error once the payload behind it has been thrown away.
+  mutating func beginRefusal(
+    _ index: Int, _ header: RequestHeader, _ error: NBDErrno, payloadByteCount: UInt64
+  ) {
+    connections[index].drainError = error
+    connections[index].drainIdentity = RequestIdentity(
+      cookie: header.cookie, offset: header.offset)
+    connections[index].drainCommand = header.command
+    connections[index].drainByteCount = payloadByteCount
+    if payloadByteCount == 0 { appendRefusal(index) }
+  }
+
   /// Throws away the payload of a refused request.
   private mutating func drain(_ index: Int) -> Bool {
     let unread = unreadByteCount(index)
@@ -200,7 +245,7 @@ extension ExportLoop {
     let count = min(unread, Int(clamping: connections[index].drainByteCount))
     connections[index].received += count
     connections[index].drainByteCount -= UInt64(count)
-    if connections[index].drainByteCount == 0 { refuse(index) }
+    if connections[index].drainByteCount == 0 { appendRefusal(index) }
     return true
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // From finished requests to a client's bytes. Spec: proto.md, "Simple reply message",
-// "Structured reply chunk message", "Reply chunk types".
+// "Structured reply chunk message", "Reply chunk types"; its branch extension-ext-header.
 
 import BlockTypes
 import LinuxIO
@@ -10,25 +10,25 @@ import NBDProtocol
 extension ExportLoop {
   /// Queues the reply of a finished request; the last piece retires its slot.
   mutating func appendReply(_ index: Int, _ slot: Int) {
-    let cookie = image.requests.slots[slot].cookie
+    let request = image.requests.slots[slot].identity
     let command = image.requests.slots[slot].command
     let error = NBDErrno(
       image.requests.slots[slot].error, for: command, flags: image.requests.slots[slot].flags)
-    let isStructured = connections[index].agreedRules.negotiated.structuredReplies
+    let framing = connections[index].framing
     switch command {
-    case .read where isStructured && error != .none: appendErrorChunk(index, cookie, error, slot)
-    case .read where isStructured: appendChunks(index, slot)
+    case .read where framing.hasChunks && error != .none:
+      appendReadError(index, slot, error)
+    case .read where framing.hasChunks: appendChunks(index, slot)
     case .read where error == .none && image.requests.slots[slot].length > 0:
       let start = image.requests.slots[slot].offset
       let payload = payload(slot, start, start + image.requests.slots[slot].length)
       append(index, payload, slot) {
-        SimpleReply.encode(error: .none, cookie: cookie, into: &$0, at: 0)
+        SimpleReply.encode(error: .none, cookie: request.cookie, into: &$0, at: 0)
       }
-    case .blockStatus where error != .none: appendErrorChunk(index, cookie, error, slot)
-    case .blockStatus: appendStatus(index, slot)
-    case .read, .write, .disconnect, .flush, .trim, .cache, .writeZeroes, .resize:
+    case .blockStatus where error == .none: appendStatus(index, slot)
+    case .read, .write, .disconnect, .flush, .trim, .cache, .writeZeroes, .blockStatus, .resize:
       append(index, .none, slot) {
-        SimpleReply.encode(error: error, cookie: cookie, into: &$0, at: 0)
+        framing.encodeResult(error, of: command, to: request, into: &$0, at: 0)
       }
     }
   }
@@ -48,98 +48,109 @@ extension ExportLoop {
       payload: payload, slot: Int32(slot), &image.buffers, encode)
   }
 
-  private mutating func appendErrorChunk(
-    _ index: Int, _ cookie: UInt64, _ error: NBDErrno, _ slot: Int
-  ) {
-    append(index, .none, slot) {
-      StructuredReply.encodeError(
-        cookie: cookie, error: error, isDone: true, into: &$0, at: 0)
-    }
-  }
-
   /// Answers a request that was refused before it had a slot.
-  mutating func refuse(_ index: Int) {
+  mutating func appendRefusal(_ index: Int) {
     let error = connections[index].drainError
-    let cookie = connections[index].drainCookie
+    let request = connections[index].drainIdentity
     let command = Command(rawValue: connections[index].drainCommand)
+    let framing = connections[index].framing
     countRefusal(index, command)
-    let isStructured = connections[index].agreedRules.negotiated.structuredReplies
-    if isStructured, command == .read || command == .blockStatus {
-      appendErrorChunk(index, cookie, error, -1)
-    } else {
-      append(index, .none, -1) {
-        SimpleReply.encode(error: error, cookie: cookie, into: &$0, at: 0)
-      }
+    append(index, .none, -1) {
+      framing.encodeResult(error, of: command, to: request, into: &$0, at: 0)
     }
     wantTransmit(index)
   }
 
   // MARK: READ in chunks
 
-  /// A data chunk for each run of data, a hole chunk for each run of zeroes that was left out.
   private mutating func appendChunks(_ index: Int, _ slot: Int) {
-    let cookie = image.requests.slots[slot].cookie
-    let offset = image.requests.slots[slot].offset
-    let end = offset + image.requests.slots[slot].length
-    if offset == end {
-      append(index, .none, slot) { StructuredReply.encodeNone(cookie: cookie, into: &$0, at: 0) }
+    let request = image.requests.slots[slot].identity
+    let end = request.offset + image.requests.slots[slot].length
+    guard request.offset < end else {
+      let framing = connections[index].framing
+      append(index, .none, slot) { framing.encodeNone(to: request, into: &$0, at: 0) }
       return
     }
-    var cursor = offset
+    appendContent(index, slot, upTo: end, isWhole: true)
+  }
+
+  /// What was read before the place that could not be, then the error and its place.
+  ///
+  /// - Spec: proto.md, "NBD_REPLY_TYPE_ERROR_OFFSET": the client can tell the partial success.
+  private mutating func appendReadError(_ index: Int, _ slot: Int, _ error: NBDErrno) {
+    let request = image.requests.slots[slot].identity
+    let place = image.requests.slots[slot].errorOffset
+    let framing = connections[index].framing
+    guard place >= request.offset,
+      place - request.offset < image.requests.slots[slot].length
+    else {
+      append(index, .none, slot) {
+        framing.encodeResult(error, of: .read, to: request, into: &$0, at: 0)
+      }
+      return
+    }
+    appendContent(index, slot, upTo: place, isWhole: false)
+    append(index, .none, slot) {
+      framing.encodeErrorOffset(to: request, error: error, offset: place, into: &$0, at: 0)
+    }
+  }
+
+  /// A data chunk for each run of data, a hole chunk for each run of zeroes that was left out. The
+  /// last one ends the reply when this is the whole of it.
+  private mutating func appendContent(
+    _ index: Int, _ slot: Int, upTo end: UInt64, isWhole: Bool
+  ) {
+    let request = image.requests.slots[slot].identity
+    let framing = connections[index].framing
+    var cursor = request.offset
     for number in 0..<image.requests.slots[slot].holeCount {
       // The scan was rounded out to the alignment; the reply is not.
       let hole = image.requests.slots[slot].holes[number]
-      let start = max(hole.offset, offset)
+      let start = max(hole.offset, request.offset)
       let holeEnd = min(hole.offset + hole.byteCount, end)
       guard start < holeEnd else { continue }
-      if cursor < start { appendData(index, slot, cookie, cursor, start, isLast: false) }
-      let isLast = holeEnd == end
+      if cursor < start { appendData(index, slot, cursor, start, isLast: false) }
+      let isLast = isWhole && holeEnd == end
       append(index, .none, isLast ? slot : -1) {
-        StructuredReply.encodeHole(
-          cookie: cookie, offset: start, byteCount: UInt32(holeEnd - start), isDone: isLast,
+        framing.encodeHole(
+          to: request, offset: start, byteCount: UInt32(holeEnd - start), isDone: isLast,
           into: &$0, at: 0)
       }
       cursor = holeEnd
     }
-    if cursor < end { appendData(index, slot, cookie, cursor, end, isLast: true) }
+    if cursor < end { appendData(index, slot, cursor, end, isLast: isWhole) }
   }
 
   private mutating func appendData(
-    _ index: Int, _ slot: Int, _ cookie: UInt64, _ start: UInt64, _ end: UInt64, isLast: Bool
+    _ index: Int, _ slot: Int, _ start: UInt64, _ end: UInt64, isLast: Bool
   ) {
+    let request = image.requests.slots[slot].identity
+    let framing = connections[index].framing
     append(index, payload(slot, start, end), isLast ? slot : -1) {
-      StructuredReply.encodeOffsetDataHeader(
-        cookie: cookie, offset: start, dataByteCount: UInt32(end - start), isDone: isLast,
-        into: &$0, at: 0)
+      framing.encodeDataHeader(
+        to: request, offset: start, byteCount: UInt32(end - start), isDone: isLast, into: &$0,
+        at: 0)
     }
   }
 
   // MARK: BLOCK_STATUS
 
-  /// One chunk for each selected context, with the extents as they stand in the slot's buffer.
+  /// One chunk for each context that was asked for, with the extents as they stand in the slot's
+  /// buffer.
   private mutating func appendStatus(_ index: Int, _ slot: Int) {
-    let contexts = connections[index].agreedRules.negotiated.contexts
-    let cookie = image.requests.slots[slot].cookie
+    let request = image.requests.slots[slot].identity
+    let framing = connections[index].framing
     let buffer = image.requests.slots[slot].buffer
     let extents = image.requests.slots[slot].statusExtents
-    var left = contexts.count
-    for context in MetaContext.allCases where contexts.contains(context) {
-      left -= 1
-      let isLast = left == 0
-      let count: Int
-      let start: Int
-      switch context {
-      case .baseAllocation:
-        count = extents.allocationCount
-        start = 0
-      case .allocationDepth:
-        count = extents.depthCount
-        start = StatusExtents.depthStart
-      }
-      append(index, DiskQueue.Piece(buffer, start, count * 8), isLast ? slot : -1) {
-        StructuredReply.encodeBlockStatusHeader(
-          cookie: cookie, contextID: context.wireID, extentCount: count, isDone: isLast,
-          into: &$0, at: 0)
+    var contexts = extents.contexts
+    while let contextID = contexts.popFirst() {
+      let isLast = contexts.isEmpty
+      let run = extents.run(of: contextID)
+      let byteCount = run.count * framing.extentByteCount
+      append(index, DiskQueue.Piece(buffer, run.start, byteCount), isLast ? slot : -1) {
+        framing.encodeStatusHeader(
+          to: request, contextID: contextID, extentCount: run.count, isDone: isLast, into: &$0,
+          at: 0)
       }
     }
   }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stopping: answer what was asked, make tables durable, give back what was freed, trim the file.
-// Spec: proto.md, "Terminating the transmission phase".
+// Stopping: answer what was asked, refuse what is asked from now on (ERR_SHUTDOWN, ESHUTDOWN), make
+// tables durable, give back what was freed, trim the file.
+// Spec: proto.md, "Terminating the transmission phase", "NBD_REP_ERR_SHUTDOWN".
 
 import BlockTypes
 import LinuxIO
 
 /// How far a stop has come.
 struct StopState {
-  /// Seconds that clients have to take their last replies.
+  /// Seconds that clients have to finish what they are sending, and to take their last replies.
   static let secondsMax = 2
   /// Failed flushes after which the tables are given up.
   static let flushesMax = 3
@@ -24,14 +25,13 @@ extension ExportLoop {
     if stop.isStopping { return .abandoned }
     stop.isStopping = true
     stop.secondsLeft = StopState.secondsMax
+    image.isStopping = true
     for listener in listeners { events.remove(listener) }
     for index in 0..<connections.capacity where connections.isOccupied(index) {
-      if case .handshake = connections[index].phase {
-        breakConnection(index)
-        continue
-      }
-      connections[index].phase = .finishing
-      updateInterest(index)
+      connections[index].handshake.isStopping = true
+      // What the client sent before it could know is answered, be it with a refusal. Who has
+      // nothing under way then learns by the end of the connection; the others, with each answer.
+      receive(index)
       closeIfDone(index)
     }
     return nil

@@ -101,7 +101,7 @@ public struct ExportLoop: ~Copyable {
         // covers what was answered on all.
         canMultiConn: plan.limits.connectionsMax > 1,
         canTrim: true, canWriteZeroes: true, canFastZero: true, canCache: true),
-      contexts: MetaContext.allCases)
+      contexts: MetaContext.ofEveryImage)
   }
 
   /// Serves until a signal ends it.

@@ -78,6 +78,9 @@ struct Scan {
   var buffer: IOBuffer = .empty
   /// The guest offset of the buffer's first byte.
   var bufferStart: UInt64 = 0
+
+  /// Which 512-byte block the cursor is in, counted from the one that the buffer starts in.
+  var block: UInt64 { cursor >> IOTag.blockBits - bufferStart >> IOTag.blockBits }
 }
 
 /// A run of zeroes in a READ that a structured reply can leave out.
@@ -145,6 +148,8 @@ struct RequestSlot {
   var command: Command = .read
   var flags: CommandFlags = []
   var error: BlockErrno = .none
+  /// Where a READ failed first: all before it was read. At the end of the address space: unknown.
+  var errorOffset = UInt64.max
   /// The connection that waits for the reply; -1 for the image's own work.
   var connection: Int32 = -1
   /// Link of the one list that this slot is in.
@@ -229,6 +234,28 @@ struct RequestSlot {
       buffer, Int(offset - bufferStart + receivedByteCount), Int(length - receivedByteCount))
   }
 
+  /// What the reply repeats.
+  var identity: RequestIdentity { RequestIdentity(cookie: cookie, offset: offset) }
+
+  /// Bytes that a TRIM or WRITE_ZEROES has still before it.
+  var unzeroedByteCount: UInt64 {
+    let end = offset + length
+    return zeroCursor < end ? end - zeroCursor : 0
+  }
+
+  /// A read of the disk failed that began in this block of the scan.
+  mutating func noteFailedRead(block: UInt64) {
+    guard command == .read else { return }
+    let start = (bufferStart >> IOTag.blockBits + block) << IOTag.blockBits
+    errorOffset = min(errorOffset, max(start, offset))
+  }
+
+  /// The request fails; if it was reading for the client, at the cursor.
+  mutating func noteFailedScan() {
+    guard command == .read, stage == .scanning else { return }
+    errorOffset = min(errorOffset, max(scan.cursor, offset))
+  }
+
   /// The request's range rounded out to the alignment of the chain.
   func alignedRange(_ alignment: UInt64) -> ByteRange {
     ByteRange(start: offset, end: offset + length).roundedOut(to: alignment)
@@ -237,20 +264,4 @@ struct RequestSlot {
   var inFlightCount: Int32 {
     readCount + writeCount + clusterWriteCount + tableWriteCount + poolCount
   }
-}
-
-/// The extents of a BLOCK_STATUS answer, stored in wire order in the slot's buffer: those of
-/// `base:allocation` in the first half, those of `qemu:allocation-depth` in the second.
-struct StatusExtents {
-  static let bufferByteCount = 64 << 10
-  static let extentsMax = bufferByteCount / 2 / 8
-  var allocationCount = 0
-  var depthCount = 0
-  var lastAllocation = Extent(byteCount: 0, status: 0)
-  var lastDepth = Extent(byteCount: 0, status: 0)
-  /// What the raw layer under the cursor says, as the blocking pool found it.
-  var rawWasAsked = false
-  var rawLayer = -1
-  var rawIsData = false
-  var rawEnd: UInt64 = 0
 }

@@ -37,6 +37,12 @@ struct RequestTable: ~Copyable {
     return index
   }
 
+  /// Counts a request as just begun: nothing that it found in a table so far will it use again.
+  mutating func renew(_ index: Int) {
+    sequence += 1
+    slots[index].sequence = sequence
+  }
+
   /// Gives a slot back; its buffers have been released.
   mutating func retire(_ index: Int) {
     precondition(slots[index].stage != .free, "a slot was retired twice")

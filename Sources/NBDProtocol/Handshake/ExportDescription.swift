@@ -10,7 +10,7 @@ public struct ExportDescription: Sendable, Hashable {
   /// For people; at most 4096 bytes of UTF-8; empty when there is nothing to say.
   public let description: String
   public let traits: ExportTraits
-  /// The contexts on offer, each once.
+  /// The contexts on offer, each with an id of its own.
   public let contexts: [MetaContext]
 
   /// Traps when a string breaks the specification's limits: the configuration checked them.
@@ -24,6 +24,8 @@ public struct ExportDescription: Sendable, Hashable {
     precondition(
       description.utf8.count <= ExportName.byteCountMax && !description.utf8.contains(0),
       "an export's description is longer than 4096 bytes or holds NUL")
+    precondition(
+      Set(contexts.map(\.wireID)).count == contexts.count, "two contexts of an export have one id")
     self.name = name
     self.description = description
     self.traits = traits

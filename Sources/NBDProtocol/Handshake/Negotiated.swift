@@ -7,7 +7,10 @@
 @frozen public struct Negotiated: Sendable, Hashable {
   /// Index into the exports that the handshake was given.
   public var exportIndex: Int
+  /// READ and BLOCK_STATUS are answered with chunks, structured or extended ones.
   public var structuredReplies: Bool
+  /// Headers have 32 bytes in both directions, and lengths 64 bits; implies `structuredReplies`.
+  public var extendedHeaders: Bool
   /// The contexts that BLOCK_STATUS reports; empty: BLOCK_STATUS is refused.
   public var contexts: MetaContextSet
   /// Whether the client asked for BLOCK_SIZE in its GO: only then is a request that is not aligned
@@ -15,12 +18,17 @@
   public var blockSizesAgreed: Bool
 
   @inlinable public init(
-    exportIndex: Int, structuredReplies: Bool = false, contexts: MetaContextSet = [],
-    blockSizesAgreed: Bool = false
+    exportIndex: Int, structuredReplies: Bool = false, extendedHeaders: Bool = false,
+    contexts: MetaContextSet = [], blockSizesAgreed: Bool = false
   ) {
     self.exportIndex = exportIndex
-    self.structuredReplies = structuredReplies
+    self.structuredReplies = structuredReplies || extendedHeaders
+    self.extendedHeaders = extendedHeaders
     self.contexts = contexts
     self.blockSizesAgreed = blockSizesAgreed
+  }
+
+  @inlinable public var framing: ReplyFraming {
+    extendedHeaders ? .extended : structuredReplies ? .structured : .simple
   }
 }

@@ -15,6 +15,8 @@ public enum ProtocolViolation: Error, Hashable, Sendable {
   /// EXPORT_NAME has no error reply: `shownName` was cleaned and cut.
   case unknownExport(shownName: String)
   case malformedExportName
+  /// EXPORT_NAME, which is for clients without extended headers.
+  case exportNameWithExtendedHeaders
   /// EXPORT_NAME while the server stops.
   case stopping
 }
@@ -32,6 +34,8 @@ extension ProtocolViolation: CustomStringConvertible {
     case .tooManyOptions(let max): "the client sent more than \(max) options"
     case .unknownExport(let shownName): "the client asked for the unknown export \"\(shownName)\""
     case .malformedExportName: "the client sent an export name that is not a string"
+    case .exportNameWithExtendedHeaders:
+      "the client used EXPORT_NAME after it had negotiated extended headers"
     case .stopping: "the client asked for an export while the server stops"
     }
   }

@@ -22,12 +22,12 @@ extension ServerHandshake {
   /// Enters the export or closes: this option has no error reply.
   mutating func answerExportName(_ name: [UInt8]) {
     guard !isStopping else { return hangUp(.stopping) }
+    guard !extendedHeaders else { return hangUp(.exportNameWithExtendedHeaders) }
     guard ExportName.isWellFormed(name) else { return hangUp(.malformedExportName) }
     guard let index = exportIndex(named: name[...]) else {
       return hangUp(.unknownExport(shownName: ExportName.shown(name)))
     }
-    output.append(
-      contentsOf: exports[index].sizeAndFlags(structuredReplies: structuredReplies))
+    output.append(contentsOf: exports[index].sizeAndFlags(flags(of: index)))
     if !sendsNoZeroes { output.append(contentsOf: repeatElement(0, count: 124)) }
     enter(index, blockSizesAgreed: false)
   }
@@ -39,7 +39,7 @@ extension ServerHandshake {
     do throws(OptionError) {
       let request = try InfoRequest(decoding: payload)
       let index = try requireExport(named: request.name)
-      let infos = exports[index].infoPayloads(for: request, structuredReplies: structuredReplies)
+      let infos = exports[index].infoPayloads(for: request, flags: flags(of: index))
       for info in infos { reply(.info, to: header, payload: info) }
       reply(.ack, to: header)
       if entersTransmission { enter(index, blockSizesAgreed: request.asksForBlockSize) }
@@ -48,13 +48,27 @@ extension ServerHandshake {
     }
   }
 
-  /// Ends the handshake. Contexts count only if the last SET_META_CONTEXT meant this export.
-  private mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
-    var contexts: MetaContextSet = []
-    if let selection, selection.exportIndex == index { contexts = selection.contexts }
+  /// The contexts selected for an export: the last SET_META_CONTEXT has to mean this one.
+  private func contexts(of index: Int) -> MetaContextSet {
+    guard let selection, selection.exportIndex == index else { return [] }
+    return selection.contexts
+  }
+
+  /// What this client may use of an export, as far as is known before it enters.
+  ///
+  /// The filter of BLOCK_STATUS is told only to those who can use it: they speak extended headers
+  /// and have selected contexts of this export.
+  private func flags(of index: Int) -> TransmissionFlags {
+    exports[index].traits.transmissionFlags(
+      structuredReplies: structuredReplies || extendedHeaders,
+      statusPayload: extendedHeaders && !contexts(of: index).isEmpty)
+  }
+
+  /// Ends the handshake.
+  mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
     outcome = .ready(
       Negotiated(
-        exportIndex: index, structuredReplies: structuredReplies, contexts: contexts,
-        blockSizesAgreed: blockSizesAgreed))
+        exportIndex: index, structuredReplies: structuredReplies, extendedHeaders: extendedHeaders,
+        contexts: contexts(of: index), blockSizesAgreed: blockSizesAgreed))
   }
 }

@@ -21,8 +21,9 @@ extension ServerHandshake {
   /// Selects contexts. The caller has forgotten the earlier selection: a failure leaves none.
   mutating func answerSetMetaContext(_ header: OptionHeader, payload: [UInt8]) {
     do throws(OptionError) {
-      guard structuredReplies else {
-        throw OptionError(.errInvalid, "structured replies must be negotiated first")
+      guard structuredReplies || extendedHeaders else {
+        throw OptionError(
+          .errInvalid, "structured replies or extended headers must be negotiated first")
       }
       let request = try MetaContextRequest(decoding: payload)
       let index = try requireExport(named: request.name)

@@ -40,12 +40,13 @@ extension ServerHandshake {
       outcome = .finished
     case .list: answerList(header)
     case .structuredReply: answerStructuredReply(header)
+    case .extendedHeaders: answerExtendedHeaders(header)
     case .startTLS:
       guard header.payloadByteCount == 0 else { return replyDataRefused(to: header) }
       reply(OptionError(.errPolicy, "TLS is not configured"), to: header)
     case .info, .go, .listMetaContext, .setMetaContext:
       reply(OptionError(.errTooBig, "the option is too long"), to: header)
-    case .peekExport, .extendedHeaders, nil:
+    case .peekExport, nil:
       reply(OptionError(.errUnsup, "option \(header.option) is not supported"), to: header)
     case .exportName: preconditionFailure("the data of EXPORT_NAME was dropped")
     }
@@ -70,11 +71,27 @@ extension ServerHandshake {
   /// - Spec: proto.md, "NBD_OPT_STRUCTURED_REPLY": a repetition MAY be refused as invalid.
   private mutating func answerStructuredReply(_ header: OptionHeader) {
     guard header.payloadByteCount == 0 else { return replyDataRefused(to: header) }
+    guard !extendedHeaders else {
+      let error = OptionError(.errExtHeaderReqd, "extended headers are already negotiated")
+      return reply(error, to: header)
+    }
     guard !structuredReplies else {
       let error = OptionError(.errInvalid, "structured replies are already negotiated")
       return reply(error, to: header)
     }
     structuredReplies = true
+    reply(.ack, to: header)
+  }
+
+  /// - Spec: proto.md, branch extension-ext-header, "NBD_OPT_EXTENDED_HEADERS": also without
+  ///   structured replies; a repetition MAY be refused as invalid.
+  private mutating func answerExtendedHeaders(_ header: OptionHeader) {
+    guard header.payloadByteCount == 0 else { return replyDataRefused(to: header) }
+    guard !extendedHeaders else {
+      let error = OptionError(.errInvalid, "extended headers are already negotiated")
+      return reply(error, to: header)
+    }
+    extendedHeaders = true
     reply(.ack, to: header)
   }
 

@@ -52,6 +52,8 @@ public struct ServerHandshake: Sendable {
   var isFixedNewstyle = false
   var sendsNoZeroes = false
   var structuredReplies = false
+  /// Takes precedence over structured replies.
+  var extendedHeaders = false
   /// What the last SET_META_CONTEXT selected, and for which export.
   var selection: (exportIndex: Int, contexts: MetaContextSet)?
 
@@ -74,6 +76,14 @@ public struct ServerHandshake: Sendable {
     greeting.appendBigEndian(Magic.option)
     greeting.appendBigEndian(UInt16(0b11))
     return greeting
+  }
+
+  /// Whether a message of the client has begun to arrive and is not whole.
+  public var isMidMessage: Bool {
+    switch stage {
+    case .clientFlags, .optionHeader: !gathered.isEmpty
+    case .payload, .draining: outcome == .negotiating
+    }
   }
 
   /// Takes bytes of the client, in any portions, and returns how many were consumed.

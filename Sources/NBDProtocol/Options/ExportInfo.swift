@@ -50,20 +50,18 @@ struct InfoRequest: Hashable, Sendable {
 
 extension ExportDescription {
   /// The 10 bytes that describe this export to EXPORT_NAME and, behind a type, to INFO and GO.
-  func sizeAndFlags(structuredReplies: Bool) -> [UInt8] {
+  func sizeAndFlags(_ flags: TransmissionFlags) -> [UInt8] {
     var bytes: [UInt8] = []
     bytes.appendBigEndian(traits.byteCount)
-    bytes.appendBigEndian(traits.transmissionFlags(structuredReplies: structuredReplies).rawValue)
+    bytes.appendBigEndian(flags.rawValue)
     return bytes
   }
 
   /// The payloads of the INFO replies to `request`, in the order in which they are sent.
   ///
   /// Block sizes are told unasked too, but then as what such a client may rely on: minimum 1.
-  func infoPayloads(for request: InfoRequest, structuredReplies: Bool) -> [[UInt8]] {
-    var payloads = [
-      InfoType.export.payload(sizeAndFlags(structuredReplies: structuredReplies))
-    ]
+  func infoPayloads(for request: InfoRequest, flags: TransmissionFlags) -> [[UInt8]] {
+    var payloads = [InfoType.export.payload(sizeAndFlags(flags))]
     if request.asksForName { payloads.append(InfoType.name.payload(Array(name.utf8))) }
     if !description.isEmpty {
       payloads.append(InfoType.description.payload(Array(description.utf8)))

@@ -3,53 +3,110 @@
 // The metadata contexts that BLOCK_STATUS can report, and sets of them.
 // Spec: proto.md, "Metadata querying"; qemu docs/interop/nbd.rst. This file performs no I/O.
 
-/// A metadata context. The raw value is its id on the wire.
+/// A metadata context that an export offers: a name, and the id that stands for it on the wire.
 ///
-/// Dirty bitmaps come later: they will take ids from 2 on, one for each bitmap.
-@frozen public enum MetaContext: UInt32, Hashable, Sendable, CaseIterable {
-  /// HOLE (bit 0) and ZERO (bit 1) over the whole chain.
-  case baseAllocation = 0
-  /// 0 unallocated, 1 active layer, 2 first backing layer, and so on.
-  case allocationDepth = 1
-
-  public var name: String {
-    switch self {
-    case .baseAllocation: "base:allocation"
-    case .allocationDepth: "qemu:allocation-depth"
-    }
+/// The ids of one export are different: 0 and 1 are the two contexts that every image has, those
+/// from 2 on are its dirty bitmaps.
+public struct MetaContext: Hashable, Sendable {
+  /// What the context tells.
+  @frozen public enum Kind: Hashable, Sendable {
+    /// HOLE (bit 0) and ZERO (bit 1) over the whole chain.
+    case baseAllocation
+    /// 0 unallocated, 1 active layer, 2 first backing layer, and so on.
+    case allocationDepth
+    /// DIRTY (bit 0) where the bitmap of this number recorded a write.
+    case dirtyBitmap(number: Int)
   }
 
-  /// The query that stands for all contexts of this one's namespace, with its colon.
-  public var wildcard: String {
-    switch self {
-    case .baseAllocation: "base:"
-    case .allocationDepth: "qemu:"
+  /// Dirty bitmaps that one export may offer: what is left of a `MetaContextSet`.
+  public static var dirtyBitmapsMax: Int { MetaContextSet.contextsMax - 2 }
+
+  public let kind: Kind
+  public let name: String
+
+  private init(_ kind: Kind, name: String) {
+    self.kind = kind
+    self.name = name
+  }
+
+  public static var baseAllocation: MetaContext {
+    MetaContext(.baseAllocation, name: "base:allocation")
+  }
+  public static var allocationDepth: MetaContext {
+    MetaContext(.allocationDepth, name: "qemu:allocation-depth")
+  }
+
+  /// The bitmap `name`, number `number` of its export from 0 on.
+  ///
+  /// Traps when the number or the name passes the limits: whoever offers bitmaps counts them.
+  public static func dirtyBitmap(_ name: String, number: Int) -> MetaContext {
+    precondition(
+      (0..<dirtyBitmapsMax).contains(number), "bitmap \(number) is beyond \(dirtyBitmapsMax)")
+    let whole = "qemu:dirty-bitmap:" + name
+    precondition(
+      !name.isEmpty && whole.utf8.count <= ExportName.byteCountMax && !whole.utf8.contains(0),
+      "a bitmap's name is empty, too long, or holds NUL")
+    return MetaContext(.dirtyBitmap(number: number), name: whole)
+  }
+
+  /// The contexts of every image.
+  public static var ofEveryImage: [MetaContext] { [.baseAllocation, .allocationDepth] }
+
+  /// The queries of LIST_META_CONTEXT that stand for this context among others.
+  public var wildcards: [String] {
+    switch kind {
+    case .baseAllocation: ["base:"]
+    case .allocationDepth: ["qemu:"]
+    case .dirtyBitmap: ["qemu:", "qemu:dirty-bitmap:"]
     }
   }
 
   /// The id that the reply to SET_META_CONTEXT gives and that BLOCK_STATUS chunks repeat.
-  @inlinable public var wireID: UInt32 { rawValue }
-}
-
-/// The contexts that one connection selected.
-@frozen public struct MetaContextSet: OptionSet, Hashable, Sendable {
-  public let rawValue: UInt8
-
-  @inlinable public init(rawValue: UInt8) { self.rawValue = rawValue }
-
-  @inlinable public static var baseAllocation: Self { Self(rawValue: 1 << 0) }
-  @inlinable public static var allocationDepth: Self { Self(rawValue: 1 << 1) }
-
-  /// The set of `context` alone.
-  @inlinable public init(_ context: MetaContext) {
-    switch context {
-    case .baseAllocation: self = .baseAllocation
-    case .allocationDepth: self = .allocationDepth
+  public var wireID: UInt32 {
+    switch kind {
+    case .baseAllocation: MetaContextSet.baseAllocationID
+    case .allocationDepth: MetaContextSet.allocationDepthID
+    case .dirtyBitmap(let number): MetaContextSet.allocationDepthID + 1 + UInt32(number)
     }
   }
+}
 
-  @inlinable public func contains(_ context: MetaContext) -> Bool {
-    contains(MetaContextSet(context))
+/// The contexts that one connection selected, by their ids.
+@frozen public struct MetaContextSet: OptionSet, Hashable, Sendable {
+  /// Contexts that one export may offer, and so the end of the ids.
+  @inlinable public static var contextsMax: Int { 64 }
+  @inlinable public static var baseAllocationID: UInt32 { 0 }
+  @inlinable public static var allocationDepthID: UInt32 { 1 }
+
+  public let rawValue: UInt64
+
+  @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
+
+  @inlinable public static var baseAllocation: Self { Self(rawValue: 1 << baseAllocationID) }
+  @inlinable public static var allocationDepth: Self { Self(rawValue: 1 << allocationDepthID) }
+
+  /// The set of `context` alone.
+  public init(_ context: MetaContext) { rawValue = 1 << context.wireID }
+
+  public func contains(_ context: MetaContext) -> Bool { contains(wireID: context.wireID) }
+
+  /// Whether the context of this id, which may be anything, is in the set.
+  @inlinable public func contains(wireID: UInt32) -> Bool {
+    wireID < UInt32(MetaContextSet.contextsMax) && rawValue & (1 << wireID) != 0
+  }
+
+  /// Traps when the id is no context's.
+  @inlinable public mutating func insert(wireID: UInt32) {
+    precondition(wireID < UInt32(MetaContextSet.contextsMax), "there is no context \(wireID)")
+    self = MetaContextSet(rawValue: rawValue | 1 << wireID)
+  }
+
+  /// Takes the context of the smallest id out of the set; nil when it is empty.
+  @inlinable public mutating func popFirst() -> UInt32? {
+    guard rawValue != 0 else { return nil }
+    let id = UInt32(rawValue.trailingZeroBitCount)
+    self = MetaContextSet(rawValue: rawValue & (rawValue - 1))
+    return id
   }
 
   @inlinable public var count: Int { rawValue.nonzeroBitCount }

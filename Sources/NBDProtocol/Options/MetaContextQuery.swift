@@ -45,14 +45,18 @@ struct MetaContextRequest: Hashable, Sendable {
   }
 
   /// The contexts of `offered` that LIST_META_CONTEXT shows: all of them without queries,
-  /// otherwise those that a query names, itself or by its namespace.
+  /// otherwise those that a query names, itself or by a wildcard.
   func listed(of offered: [MetaContext]) -> [MetaContext] {
     guard !queries.isEmpty else { return offered }
     return offered.filter { context in
       queries.contains {
-        $0.elementsEqual(context.name.utf8) || $0.elementsEqual(context.wildcard.utf8)
+        $0.elementsEqual(context.name.utf8) || isWildcard($0, of: context)
       }
     }
+  }
+
+  private func isWildcard(_ query: ArraySlice<UInt8>, of context: MetaContext) -> Bool {
+    context.wildcards.contains { query.elementsEqual($0.utf8) }
   }
 
   /// The contexts of `offered` that SET_META_CONTEXT selects: those that a query names exactly,

@@ -18,6 +18,6 @@
   @inlinable public static var requestOne: Self { Self(rawValue: 1 << 3) }
   /// WRITE_ZEROES is fast or fails with ENOTSUP.
   @inlinable public static var fastZero: Self { Self(rawValue: 1 << 4) }
-  /// `length` counts a payload; only with extended headers, which are not offered yet.
+  /// `length` counts a payload; only with extended headers.
   @inlinable public static var payloadLength: Self { Self(rawValue: 1 << 5) }
 }

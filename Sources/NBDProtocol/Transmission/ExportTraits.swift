@@ -58,10 +58,13 @@ import BlockTypes
 
   /// The flags to send to a client.
   ///
-  /// SEND_DF depends on the client: it MUST be clear without structured replies.
+  /// SEND_DF depends on the client: it MUST be clear without structured (or extended) replies.
+  /// BLOCK_STATUS_PAYLOAD MUST be clear without extended headers, and SHOULD be without contexts.
   ///
-  /// - Spec: proto.md, "Transmission flags".
-  public func transmissionFlags(structuredReplies: Bool) -> TransmissionFlags {
+  /// - Spec: proto.md, "Transmission flags", and its branch extension-ext-header.
+  public func transmissionFlags(
+    structuredReplies: Bool, statusPayload: Bool = false
+  ) -> TransmissionFlags {
     var flags: TransmissionFlags = [.hasFlags, .sendFlush, .sendFUA]
     if isReadOnly { flags.insert(.readOnly) }
     if isRotational { flags.insert(.rotational) }
@@ -71,6 +74,7 @@ import BlockTypes
     if structuredReplies { flags.insert(.sendDF) }
     if canMultiConn { flags.insert(.canMultiConn) }
     if canCache { flags.insert(.sendCache) }
+    if statusPayload { flags.insert(.blockStatusPayload) }
     return flags
   }
 }

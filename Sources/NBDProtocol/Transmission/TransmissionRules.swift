@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which requests an export admits, and with which error it refuses the others.
-// Spec: proto.md, "Request types", "Command flags", "Error values", "Size constraints".
+// Spec: proto.md, "Request types", "Command flags", "Error values", "Size constraints"; its branch
+// extension-ext-header for NBD_CMD_FLAG_PAYLOAD_LEN.
 // This file performs no I/O.
 
 import BlockTypes
@@ -9,6 +10,9 @@ import BlockTypes
 /// What becomes of one request.
 @frozen public enum Verdict: Hashable, Sendable {
   case execute(Command)
+  /// BLOCK_STATUS for some contexts only: take `payloadByteCount` bytes, decode them as
+  /// `BlockStatusPayload`, and judge the header again with the length found there.
+  case filterStatus(payloadByteCount: Int)
   /// Answer with this error after reading and dropping `payloadByteCount` bytes.
   case refuse(NBDErrno, payloadByteCount: UInt64)
   /// DISC: finish what is in flight, send its replies, then close.
@@ -23,6 +27,10 @@ import BlockTypes
   ///
   /// Twice what any client may send without agreement; above it the connection ends.
   @inlinable public static var drainedPayloadByteCountMax: UInt64 { 64 << 20 }
+  /// The same for a payload that the client counted by PAYLOAD_LEN: what any client may send.
+  ///
+  /// - Spec: a larger one SHOULD end the connection.
+  @inlinable public static var countedPayloadByteCountMax: UInt64 { 32 << 20 }
 
   public let traits: ExportTraits
   public let negotiated: Negotiated
@@ -38,16 +46,35 @@ import BlockTypes
   /// request with one fault thus gets the error that the specification names for it. An admitted
   /// request may have length 0, except BLOCK_STATUS: it succeeds and does nothing.
   @inlinable public func admit(_ header: RequestHeader) -> Verdict {
-    guard let command = Command(rawValue: header.command) else {
-      return .refuse(.EINVAL, payloadByteCount: 0)
-    }
+    let command = Command(rawValue: header.command)
     if command == .disconnect { return .disconnect }
-    // Only WRITE carries a payload in the compact style, whatever its other faults are.
-    let payloadByteCount = command == .write ? header.length : 0
-    guard payloadByteCount <= TransmissionRules.drainedPayloadByteCountMax else { return .hangUp }
+    // Only WRITE carries a payload in the compact style, whatever its other faults are. With
+    // extended headers any request may say that it carries one, and WRITE does even if it does not
+    // say so: QEMU's client never does.
+    let isCounted = negotiated.extendedHeaders && header.flags.contains(.payloadLength)
+    let payloadByteCount = command == .write || isCounted ? header.length : 0
+    guard payloadByteCount <= payloadByteCountMax(isCounted: isCounted) else { return .hangUp }
+    guard let command else { return .refuse(.EINVAL, payloadByteCount: payloadByteCount) }
+    if isCounted, command == .blockStatus { return admitFilter(header) }
     let fault = fault(of: header, command: command)
     guard fault == .none else { return .refuse(fault, payloadByteCount: payloadByteCount) }
     return .execute(command)
+  }
+
+  @inlinable func payloadByteCountMax(isCounted: Bool) -> UInt64 {
+    guard isCounted else { return TransmissionRules.drainedPayloadByteCountMax }
+    return max(
+      TransmissionRules.countedPayloadByteCountMax, UInt64(traits.maximumPayloadByteCount))
+  }
+
+  /// Judges BLOCK_STATUS with a payload by what can be told before the payload is there: a filter
+  /// names each of the selected contexts at most once.
+  @inlinable func admitFilter(_ header: RequestHeader) -> Verdict {
+    let contextCount = negotiated.contexts.count
+    guard contextCount > 0, header.flags.isSubset(of: admittedFlags(of: .blockStatus)),
+      header.length <= UInt64(BlockStatusPayload.byteCount(contextCount: contextCount))
+    else { return .refuse(.EINVAL, payloadByteCount: header.length) }
+    return .filterStatus(payloadByteCount: Int(header.length))
   }
 
   /// The error for `header`, or `none` when the request is sound.
@@ -92,8 +119,11 @@ import BlockTypes
     switch command {
     case .read: negotiated.structuredReplies ? [.fua, .dontFragment] : .fua
     case .writeZeroes: traits.offersFastZero ? [.fua, .noHole, .fastZero] : [.fua, .noHole]
-    case .blockStatus: [.fua, .requestOne]
-    case .write, .disconnect, .flush, .trim, .cache, .resize: .fua
+    case .blockStatus:
+      negotiated.extendedHeaders
+        ? [.fua, .requestOne, .payloadLength] : [.fua, .requestOne]
+    case .write: negotiated.extendedHeaders ? [.fua, .payloadLength] : .fua
+    case .disconnect, .flush, .trim, .cache, .resize: .fua
     }
   }
 

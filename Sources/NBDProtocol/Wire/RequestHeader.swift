@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The header of a request in the transmission phase. Spec: proto.md, "Request message".
+// The header of a request in the transmission phase, compact and extended. Spec: proto.md,
+// "Request message"; its extension-ext-header branch, "Extended request message".
 // This file performs no I/O.
 
 import BlockTypes
 
 /// One request as it came from the client: nothing but its magic has been checked.
 ///
-/// `length` is wider than the compact header's 32 bits, so that extended headers fit here too.
+/// `length` is wider than the compact header's 32 bits, so that extended headers fit here too. It
+/// is the length of the effect, or of the payload where one follows.
 @frozen public struct RequestHeader: Hashable, Sendable {
   public var flags: CommandFlags
   /// The number of the command, known or not.
@@ -43,5 +45,24 @@ import BlockTypes
     self.cookie = bytes.loadBigEndian(UInt64.self, at: offset + 8)
     self.offset = bytes.loadBigEndian(UInt64.self, at: offset + 16)
     self.length = UInt64(bytes.loadBigEndian(UInt32.self, at: offset + 24))
+  }
+
+  /// Bytes of an extended header on the wire.
+  @inlinable public static var extendedByteCount: Int { 32 }
+
+  /// Decodes the 32 bytes of an extended header at `offset`; nil when they do not start with its
+  /// magic.
+  ///
+  /// The layout is the compact one with a length of 64 bits. Traps when fewer bytes are there.
+  @inlinable public init?(decodingExtended bytes: RawSpan, at offset: Int) {
+    precondition(
+      offset >= 0 && bytes.byteCount - offset >= RequestHeader.extendedByteCount,
+      "an extended request header passes the end of its span")
+    guard bytes.loadBigEndian(UInt32.self, at: offset) == Magic.extendedRequest else { return nil }
+    self.flags = CommandFlags(rawValue: bytes.loadBigEndian(UInt16.self, at: offset + 4))
+    self.command = bytes.loadBigEndian(UInt16.self, at: offset + 6)
+    self.cookie = bytes.loadBigEndian(UInt64.self, at: offset + 8)
+    self.offset = bytes.loadBigEndian(UInt64.self, at: offset + 16)
+    self.length = bytes.loadBigEndian(UInt64.self, at: offset + 24)
   }
 }
