@@ -50,6 +50,9 @@ extension ServerHandshake {
 
   /// Ends the handshake. Contexts count only if the last SET_META_CONTEXT meant this export.
   private mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
+    precondition(
+      refusal == nil && (isSecure || tlsPolicy != .required),
+      "a client passed the barrier of TLS")
     var contexts: MetaContextSet = []
     if let selection, selection.exportIndex == index { contexts = selection.contexts }
     outcome = .ready(
