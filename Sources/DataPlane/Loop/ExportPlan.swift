@@ -51,6 +51,8 @@ public struct ExportPlan {
   public var metadataCacheByteCount: Int
   /// How long the loop may look for the next event before it sleeps; 0 sleeps at once.
   public var spinNanosecondsMax: UInt64
+  /// nil: TLS is off.
+  public var tls: TLSPlan?
 
   public init(
     name: String, description: String, isReadOnly: Bool, layers: [LayerPlan], engine: Engine,
