@@ -28,6 +28,7 @@ public enum PlanCompiler {
     guard config.socketMode <= 0o777 else {
       throw ControlError("--socket-mode", "the mode has other bits than 0777")
     }
+    try config.tls.validate()
     try validate(config.connectionsMax, in: connectionsMaxRange, option: "--max-connections")
     try validate(
       config.handshakeSecondsMax, in: handshakeSecondsRange, option: "--handshake-timeout")

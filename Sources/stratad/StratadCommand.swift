@@ -53,8 +53,12 @@ struct StratadCommand: ParsableCommand {
 
   @Flag(
     name: .customLong("tcp-without-tls"),
-    help: "Allow --tcp beyond loopback, where anybody on the way can read and change the disk.")
+    help: ArgumentHelp(
+      "Allow --tcp beyond loopback without --tls required: anybody on the way can read and change"
+        + " the disk."))
   var tcpWithoutTLS = false
+
+  @OptionGroup var tls: TLSOptions
 
   @Option(help: ArgumentHelp("The name of the export. (default: the file's)", valueName: "name"))
   var exportName: String?
@@ -101,7 +105,7 @@ struct StratadCommand: ParsableCommand {
 
   /// What the user said, in the words of Control.
   func config() throws -> ExportConfig {
-    ExportConfig(
+    var config = ExportConfig(
       imagePath: image, format: format, isReadOnly: readOnly,
       engine: aio == .native ? .aio : .sync, exportName: exportName, description: description,
       minimumBlockByteCount: try byteCount(blockSize, "--block-size"),
@@ -112,6 +116,8 @@ struct StratadCommand: ParsableCommand {
       tcpEndpoint: try tcpEndpoint(),
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)
+    config.tls = tls.config
+    return config
   }
 
   private func byteCount(_ text: String, _ option: String) throws -> UInt64 {
