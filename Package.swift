@@ -98,7 +98,8 @@ let package = Package(
     // T: the export process, from the inside and as a black box.
     .testTarget(name: "SandboxTests", dependencies: ["Sandbox"], swiftSettings: tests),
     .testTarget(
-      name: "TLSTests", dependencies: ["BlockTypes", "TLS", "TestSupport"], swiftSettings: tests),
+      name: "TLSTests", dependencies: ["BlockTypes", "TLS", "CGnuTLS", "TestSupport"],
+      swiftSettings: tests),
     .testTarget(
       name: "ControlTests",
       dependencies: ["BlockTypes", "LinuxIO", "TLS", "Sandbox", "ImageTools", "Control"],

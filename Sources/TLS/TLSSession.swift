@@ -38,7 +38,7 @@ import CGnuTLS
   /// as small as a peer may ask for (RFC 8449 allows 64 bytes).
   public static var sendRoomByteCount: Int { 2 * recordByteCountMax }
 
-  private let handle: gnutls_session_t
+  let handle: gnutls_session_t
   private let wire: UnsafeMutablePointer<cgnutls_wire>
   private let credentials: TLSCredentials
   /// The name that a client wants in the server's certificate.
@@ -46,6 +46,8 @@ import CGnuTLS
   /// The last `receive` met the end of the session behind bytes that it had to return first: the
   /// next one returns that end, and there may be no further input that leads to it.
   public private(set) var hasUntoldEnd = false
+  /// What a `receive` failed with, until the peer is told; 0 for nothing.
+  private var failureCode: Int32 = 0
 
   /// - Parameter host: for clients that check certificates; nil takes any name.
   public init(_ credentials: TLSCredentials, host: String? = nil) throws(TLSFault) {
@@ -109,17 +111,20 @@ import CGnuTLS
       var nowhere = MutableRawSpan()
       let byteCount = target.count
       var metEnd = false
+      var code: Int32 = 0
       let step = unsafe exchange(input, &nowhere) { session, wire in
-        unsafe TLSSession.receive(session, wire, start, byteCount, &metEnd)
+        unsafe TLSSession.receive(session, wire, start, byteCount, &metEnd, &code)
       }
       hasUntoldEnd = metEnd
+      if case .failed = step.progress { failureCode = code }
       return step
     }
   }
 
   private static func receive(
     _ session: gnutls_session_t, _ wire: UnsafeMutablePointer<cgnutls_wire>,
-    _ start: UnsafeMutableRawPointer, _ byteCount: Int, _ metEnd: inout Bool
+    _ start: UnsafeMutableRawPointer, _ byteCount: Int, _ metEnd: inout Bool,
+    _ code: inout Int32
   ) -> Progress {
     var count = 0
     var inputCount = unsafe wire.pointee.input_count
@@ -130,26 +135,40 @@ import CGnuTLS
         count += result
         continue
       }
-      let code = Int32(result)
-      if count > 0 {
-        // An end is found again by the next call.
-        metEnd = result == 0 || code == GNUTLS_E_REHANDSHAKE || gnutls_error_is_fatal(code) != 0
-        break
-      }
-      if result == 0 { return .closed }
-      if code == GNUTLS_E_REHANDSHAKE {
-        return .failed(TLSFault("session", "the peer wanted to negotiate again"))
-      }
-      if gnutls_error_is_fatal(code) != 0 {
-        unsafe gnutls_alert_send_appropriate(session, code)
-        return .failed(unsafe TLSSession.fault("session", code, session))
+      code = Int32(result)
+      if result == 0 || code == GNUTLS_E_REHANDSHAKE || gnutls_error_is_fatal(code) != 0 {
+        guard count == 0 else {
+          metEnd = true  // and the next call finds it again
+          return .bytes(count)
+        }
+        return unsafe end(session, code)
       }
       // Something that is no plain text was taken, or nothing is left to take.
       let left = unsafe wire.pointee.input_count
-      if left == inputCount || left == 0 { return .wantsRead }
+      if left == inputCount || left == 0 { return count > 0 ? .bytes(count) : .wantsRead }
       inputCount = left
     }
     return .bytes(count)
+  }
+
+  /// The end of what the peer sends, for the code that GnuTLS received with.
+  private static func end(_ session: gnutls_session_t, _ code: Int32) -> Progress {
+    if code == 0 { return .closed }
+    if code == GNUTLS_E_REHANDSHAKE {
+      return .failed(TLSFault("session", "the peer wanted to negotiate again"))
+    }
+    return .failed(unsafe TLSSession.fault("session", code, session))
+  }
+
+  /// Puts the alert about a `receive` that failed into the room, once.
+  public mutating func tellFailure(_ room: inout MutableRawSpan) -> Step {
+    let code = failureCode
+    failureCode = 0
+    return unsafe exchange(RawSpan(), &room) { session, _ in
+      // A peer that cannot be told finds out by the end of the connection.
+      if code != 0 { unsafe gnutls_alert_send_appropriate(session, code) }
+      return .bytes(0)
+    }
   }
 
   /// Encrypts all of `plaintext`, which is `recordByteCountMax` bytes at most; there is room for
@@ -219,7 +238,7 @@ import CGnuTLS
   // MARK: One call
 
   /// Lets GnuTLS see the bytes for the time of `body`.
-  private mutating func exchange(
+  mutating func exchange(
     _ input: RawSpan, _ room: inout MutableRawSpan,
     _ body: (gnutls_session_t, UnsafeMutablePointer<cgnutls_wire>) -> Progress
   ) -> Step {

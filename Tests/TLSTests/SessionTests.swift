@@ -159,6 +159,11 @@ private let over = TLSSession.Progress.bytes(0)
       Issue.record("a dead session went on")
       return
     }
+    var output = [UInt8](repeating: 0, count: 1_024)
+    var span = output.mutableSpan
+    var room = span.mutableBytes
+    let step = link.server.tellFailure(&room)
+    #expect(step.putByteCount > 0, "an alert tells the client")
   }
 
   @Test func `are the last when the peer wants to negotiate again, which TLS 1_2 has`() throws {

@@ -140,6 +140,17 @@ struct SecureStream: ~Copyable {
     return step.progress == .bytes(piece.byteCount)
   }
 
+  /// Puts the alert about a session that failed behind the ciphertext.
+  mutating func tellFailure() {
+    guard isUp, outputEnd < output.byteCount else { return }
+    let output = output
+    let outputEnd = outputEnd
+    let step = output.withMutableSpan(outputEnd, output.byteCount - outputEnd) { room in
+      session.tellFailure(&room)
+    }
+    account(step)
+  }
+
   /// Puts the end of our side behind the ciphertext.
   mutating func sayGoodbye() {
     guard isUp, outputEnd < output.byteCount else { return }

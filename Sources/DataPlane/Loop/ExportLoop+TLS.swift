@@ -73,7 +73,7 @@ extension ExportLoop {
       case .bytes(let count): return .bytes(count)
       case .wantsRead: break
       case .closed: return .closed
-      case .wantsWrite, .failed: return giveUp(index)
+      case .wantsWrite, .failed: return giveUp(index, place)
       }
       // One that has gone sends nothing new, and is read to its end.
       guard receiveCount < ExportLoop.receivesMax || !connections[index].isWatched else {
@@ -81,7 +81,7 @@ extension ExportLoop {
       }
       receiveCount += 1
       let room = secure.streams[place].roomForInput()
-      guard room.byteCount > 0 else { return giveUp(index) }
+      guard room.byteCount > 0 else { return giveUp(index, place) }
       let transfer = connections[index].socket.receive(into: room, then: .none)
       countReceive(index, transfer)
       guard case .bytes(let count) = transfer else { return transfer }
@@ -109,8 +109,9 @@ extension ExportLoop {
     }
   }
 
-  /// The session failed: the client is told by the alert that waits, if the socket takes it.
-  private mutating func giveUp(_ index: Int) -> StreamSocket.Transfer {
+  /// The session failed: the client is told by an alert, if the socket takes it.
+  private mutating func giveUp(_ index: Int, _ place: Int) -> StreamSocket.Transfer {
+    secure.streams[place].tellFailure()
     if hasCiphertext(index) { _ = sendCiphertext(index) }
     connections[index].isBroken = true
     return .closed
