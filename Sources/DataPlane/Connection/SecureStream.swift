@@ -13,14 +13,18 @@ struct SecureStream: ~Copyable {
   static let inputByteCount = 128 << 10
   /// Ciphertext that waits for the socket: several records in one send.
   static let outputByteCount = 256 << 10
+  /// The same for clients that negotiate, of whom nothing is known yet. The output holds all that a
+  /// server says in one go of the handshake of TLS, certificates included.
+  static let firstInputByteCount = 16 << 10
+  static let firstOutputByteCount = 64 << 10
 
   private var session: TLSSession
   /// Ciphertext `inputStart ..< inputEnd` is not decrypted yet.
-  private let input: IOBuffer
+  private var input: IOBuffer
   private var inputStart = 0
   private var inputEnd = 0
   /// Ciphertext `outputStart ..< outputEnd` is not sent yet.
-  private let output: IOBuffer
+  private var output: IOBuffer
   private var outputStart = 0
   private var outputEnd = 0
   /// What the handshake agreed on; nil until it is over.
@@ -29,14 +33,30 @@ struct SecureStream: ~Copyable {
 
   /// nil when there is no memory.
   init?(_ session: consuming TLSSession, _ buffers: inout BufferPool) {
-    guard let input = buffers.acquire(byteCount: SecureStream.inputByteCount) else { return nil }
-    guard let output = buffers.acquire(byteCount: SecureStream.outputByteCount) else {
+    guard let input = buffers.acquire(byteCount: SecureStream.firstInputByteCount) else {
+      return nil
+    }
+    guard let output = buffers.acquire(byteCount: SecureStream.firstOutputByteCount) else {
       buffers.release(input)
       return nil
     }
     self.session = session
     self.input = input
     self.output = output
+  }
+
+  /// Moves to buffers of the size that the transmission uses; without memory it keeps its own.
+  mutating func enlarge(_ buffers: inout BufferPool) {
+    guard let largerInput = buffers.acquire(byteCount: SecureStream.inputByteCount) else { return }
+    guard let largerOutput = buffers.acquire(byteCount: SecureStream.outputByteCount) else {
+      buffers.release(largerInput)
+      return
+    }
+    largerInput.copy(inputStart, from: input, inputStart, inputEnd - inputStart)
+    largerOutput.copy(outputStart, from: output, outputStart, outputEnd - outputStart)
+    close(&buffers)
+    input = largerInput
+    output = largerOutput
   }
 
   /// Gives back the memory. The stream must not be used afterwards.

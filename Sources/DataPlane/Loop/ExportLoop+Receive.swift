@@ -137,6 +137,7 @@ extension ExportLoop {
       connections[index].rules = TransmissionRules(
         traits: description.traits, negotiated: negotiated)
       connections[index].phase = .transmission
+      enlargeTLS(index)
       return enlargeBuffer(index)
     case .finished, .hangUp:
       connections[index].phase = .finishing

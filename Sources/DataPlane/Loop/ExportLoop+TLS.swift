@@ -45,6 +45,12 @@ extension ExportLoop {
     connections[index].handshake.continueOverTLS(refusal: refusal)
   }
 
+  /// Gives a client that enters an export the buffers for it.
+  mutating func enlargeTLS(_ index: Int) {
+    let place = Int(connections[index].securePlace)
+    if place >= 0 { secure.streams[place].enlarge(&image.buffers) }
+  }
+
   // MARK: In
 
   /// Receives what one call brings, decrypted where the client speaks TLS.
