@@ -108,6 +108,49 @@ import Testing
     #expect(server.stop() == 0)
   }
 
+  @Test func `of a version that the priority leaves out is refused`() throws {
+    let server = try fixture.start(
+      folder, "--tls-priority", "NORMAL:-VERS-ALL:+VERS-TLS1.3")
+    let text = try fixture.python(
+      """
+      c = context()
+      c.maximum_version = ssl.TLSVersion.TLSv1_2
+      try:
+          secure(connect(), c)
+          print('in')
+      except (ssl.SSLError, ConnectionResetError) as error:
+          print('refused')
+      """, certificates: client)
+    #expect(text == "refused\n")
+    #expect(try isServed())
+    #expect(server.stop() == 0)
+  }
+
+  // CVE-2024-7409, under TLS: clients that never negotiate, and a stop with them connected.
+  @Test func `by 60 handshakes that stop in the middle holds up nobody, nor a stop`() throws {
+    let server = try fixture.start(folder)
+    let text = try fixture.python(
+      """
+      silent = []
+      for number in range(60):
+          s = connect()
+          assert ask(s, 5)[1] == ACK
+          s.sendall(b'\\x16\\x03\\x01\\x02\\x00\\x01'[:number % 7])
+          silent.append(s)
+      s = enter(secure(connect()))
+      begin = time.time()
+      for turn in range(100):
+          s.sendall(request(0, turn, 0, 4096))
+          exact(s, 16 + 4096)
+      print(time.time() - begin < 5)
+      begin = time.time()
+      os.kill(\(server.processID), 15)
+      print(ended(s), time.time() - begin < 2)
+      """, certificates: client)
+    #expect(text == "True\nend True\n")
+    #expect(try server.waitForExit() == 0)
+  }
+
   @Test func `by silence in the middle of the handshake is cut off in time`() throws {
     let server = try fixture.start(folder, "--handshake-timeout", "1")
     let text = try fixture.python(
