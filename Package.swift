@@ -34,6 +34,7 @@ let package = Package(
     .target(name: "CAio", linkerSettings: [.linkedLibrary("aio")]),
     .target(name: "CLinux"),
     .systemLibrary(name: "CCapNG", pkgConfig: "libcap-ng", providers: [.apt(["libcap-ng-dev"])]),
+    .systemLibrary(name: "CGnuTLS", pkgConfig: "gnutls", providers: [.apt(["libgnutls28-dev"])]),
     .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
 
     // L1: the vocabulary.
@@ -46,12 +47,13 @@ let package = Package(
       name: "LinuxIO", dependencies: ["BlockTypes", "CAio", "CLinux"], swiftSettings: strict),
     .target(
       name: "Sandbox", dependencies: ["BlockTypes", "CCapNG", "CLinux"], swiftSettings: strict),
+    .target(name: "TLS", dependencies: ["BlockTypes", "CGnuTLS"], swiftSettings: strict),
     .target(name: "Inflate", dependencies: ["BlockTypes", "CZlib"], swiftSettings: strict),
 
     // L3: the hot path.
     .target(
       name: "DataPlane",
-      dependencies: ["BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "Inflate"],
+      dependencies: ["BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Inflate"],
       swiftSettings: strict),
 
     // L4: images at rest.
@@ -63,7 +65,8 @@ let package = Package(
     .target(
       name: "Control",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "Sandbox", "DataPlane", "ImageTools",
+        "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane",
+        "ImageTools",
       ],
       swiftSettings: strict),
 
@@ -95,8 +98,11 @@ let package = Package(
     // T: the export process, from the inside and as a black box.
     .testTarget(name: "SandboxTests", dependencies: ["Sandbox"], swiftSettings: tests),
     .testTarget(
+      name: "TLSTests", dependencies: ["BlockTypes", "TLS", "CGnuTLS", "TestSupport"],
+      swiftSettings: tests),
+    .testTarget(
       name: "ControlTests",
-      dependencies: ["BlockTypes", "LinuxIO", "Sandbox", "ImageTools", "Control"],
+      dependencies: ["BlockTypes", "LinuxIO", "TLS", "Sandbox", "ImageTools", "Control"],
       swiftSettings: tests),
     .testTarget(
       name: "ServeTests", dependencies: ["TestSupport", "strata", "stratad"],

@@ -6,14 +6,30 @@ import LinuxIO
 
 /// Makes `-drive` options.
 public enum DriveLine {
-  public static func text(unixPath path: String) -> String { text(address: "unix:\(path)") }
+  public static func text(unixPath path: String, needsTLS: Bool = false) -> String {
+    guard needsTLS else { return text(address: "unix:\(path)") }
+    return secureText("type=unix", "path=\(escaped(path))")
+  }
 
-  public static func text(tcp address: SocketAddress) -> String { text(address: "\(address)") }
+  public static func text(tcp address: SocketAddress, needsTLS: Bool = false) -> String {
+    guard needsTLS else { return text(address: "\(address)") }
+    // 127.0.0.1:10809 or [::1]:10809
+    let host = "\(address)".dropLast("\(address.port)".count + 1).filter { !"[]".contains($0) }
+    return secureText("type=inet", "host=\(host)", "port=\(address.port)")
+  }
+
+  /// The credentials are an object of the user's, who says `-object tls-creds-…,id=tls0,…` before.
+  private static func secureText(_ server: String...) -> String {
+    let words = server.map { "file.server.\($0)," }.joined()
+    return "-drive file.driver=nbd,\(words)file.tls-creds=tls0,format=raw,if=virtio"
+  }
+
+  private static func text(address: String) -> String {
+    "-drive file=nbd:\(escaped(address)),format=raw,if=virtio"
+  }
 
   /// QEMU's option parser takes a doubled comma for one that belongs to the value.
-  private static func text(address: String) -> String {
-    let escaped = address.split(separator: ",", omittingEmptySubsequences: false)
-      .joined(separator: ",,")
-    return "-drive file=nbd:\(escaped),format=raw,if=virtio"
+  private static func escaped(_ value: String) -> String {
+    value.split(separator: ",", omittingEmptySubsequences: false).joined(separator: ",,")
   }
 }

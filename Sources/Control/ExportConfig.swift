@@ -34,6 +34,7 @@ public struct ExportConfig: Sendable {
   public var controlPath: String?
   public var tcpEndpoint: TCPEndpoint?
   public var allowsTCPWithoutTLS: Bool
+  public var tls = TLSConfig()
 
   /// `USER[:GROUP]` to become; nil leaves the choice to `WorkerIdentity`.
   public var user: String?

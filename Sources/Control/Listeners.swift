@@ -2,10 +2,11 @@
 //
 // The sockets of an export: a UNIX path, TCP addresses, what the service manager passed, and the
 // control socket.
-// Policy: TCP without TLS stays on this machine unless the user says otherwise.
+// Policy: TCP for which TLS is not required stays on this machine unless the user says otherwise.
 
 import Glibc
 import LinuxIO
+import NBDProtocol
 import Sandbox
 
 /// All sockets that clients of the export may connect to.
@@ -44,9 +45,11 @@ struct Listeners {
   }
 
   /// What to tell QEMU; nil when only unnamed sockets were passed.
-  var driveLine: String? {
-    if let unixPath { return DriveLine.text(unixPath: unixPath) }
-    return sockets.lazy.compactMap { $0.boundAddress() }.first.map(DriveLine.text(tcp:))
+  func driveLine(tls: TLSPolicy) -> String? {
+    let needsTLS = tls == .required
+    if let unixPath { return DriveLine.text(unixPath: unixPath, needsTLS: needsTLS) }
+    let address = sockets.lazy.compactMap { $0.boundAddress() }.first
+    return address.map { DriveLine.text(tcp: $0, needsTLS: needsTLS) }
   }
 
   private mutating func adopt(_ descriptor: Int32, _ config: ExportConfig) throws(ControlError) {
@@ -137,10 +140,11 @@ struct Listeners {
   private static func requirePrivate(
     _ address: SocketAddress, _ subject: String, _ config: ExportConfig
   ) throws(ControlError) {
-    guard address.isLoopback || config.allowsTCPWithoutTLS else {
+    let isSafe = address.isLoopback || config.tls.policy == .required
+    guard isSafe || config.allowsTCPWithoutTLS else {
       throw ControlError(
-        subject, "other machines could read and write the disk, and there is no TLS",
-        wayOut: "listen on 127.0.0.1 or --socket, or say --tcp-without-tls")
+        subject, "other machines could read and write the disk, and TLS is not required",
+        wayOut: "say --tls required, listen on 127.0.0.1 or --socket, or say --tcp-without-tls")
     }
   }
 

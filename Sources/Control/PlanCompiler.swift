@@ -33,6 +33,12 @@ public enum PlanCompiler {
         "--print-drive", "without negotiation there is no export name, and QEMU refuses one",
         wayOut: "write file=nbd:unix:PATH")
     }
+    try config.tls.validate()
+    guard !config.speaksOldstyle || config.tls.policy == .off else {
+      throw ControlError(
+        "--oldstyle", "a client that negotiates nothing cannot be asked for TLS",
+        wayOut: "leave out --oldstyle, or say --tls off")
+    }
     try validate(config.connectionsMax, in: connectionsMaxRange, option: "--max-connections")
     try validate(
       config.handshakeSecondsMax, in: handshakeSecondsRange, option: "--handshake-timeout")

@@ -49,7 +49,8 @@ public struct Worker {
   private func serve(passedCount: Int, _ readiness: Readiness) throws(ControlError) {
     let layers = try openChain()
     let baseWatch = try BaseWatch(layers)
-    let plan = try PlanCompiler.compile(config, layers: layers)
+    var plan = try PlanCompiler.compile(config, layers: layers)
+    plan.tls = try TLSLoader.plan(config.tls)
     let identity = try WorkerIdentity.resolve(requested: config.user)
     // From here on a signal to stop waits until the loop asks for it, so files are tidied up.
     let stopSignals = try Worker.naming("signals") { () throws(SystemError) in
@@ -69,7 +70,8 @@ public struct Worker {
       throw ControlError("privileges", error)
     }
     try serve(plan, listeners, controlSocket, stopSignals: stopSignals) { () throws(ControlError) in
-      try readiness.announce(driveLine: config.printsDrive ? listeners.driveLine : nil)
+      try readiness.announce(
+        driveLine: config.printsDrive ? listeners.driveLine(tls: config.tls.policy) : nil)
       manager.sayReady()
     }
     manager.sayStopping()

@@ -53,8 +53,12 @@ struct StratadCommand: ParsableCommand {
 
   @Flag(
     name: .customLong("tcp-without-tls"),
-    help: "Allow --tcp beyond loopback, where anybody on the way can read and change the disk.")
+    help: ArgumentHelp(
+      "Allow --tcp beyond loopback without --tls required: anybody on the way can read and change"
+        + " the disk."))
   var tcpWithoutTLS = false
+
+  @OptionGroup var tls: TLSOptions
 
   @Option(help: ArgumentHelp("The name of the export. (default: the file's)", valueName: "name"))
   var exportName: String?
@@ -116,6 +120,7 @@ struct StratadCommand: ParsableCommand {
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)
     config.speaksOldstyle = oldstyle
+    config.tls = tls.config
     return config
   }
 

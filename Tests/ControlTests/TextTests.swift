@@ -38,6 +38,10 @@ import Testing
   // QEMU's option syntax: a comma in a value is doubled.
   @Test func `doubles commas`() {
     #expect(
+      DriveLine.text(unixPath: "/run/a,b", needsTLS: true)
+        == "-drive file.driver=nbd,file.server.type=unix,file.server.path=/run/a,,b,"
+        + "file.tls-creds=tls0,format=raw,if=virtio")
+    #expect(
       DriveLine.text(unixPath: "/run/a,b,,c")
         == "-drive file=nbd:unix:/run/a,,b,,,,c,format=raw,if=virtio")
   }
@@ -45,6 +49,10 @@ import Testing
   @Test func `puts an IPv6 address in brackets`() throws {
     let address = try SocketAddress.resolve(host: "::1", port: 10_809)[0]
     #expect(DriveLine.text(tcp: address) == "-drive file=nbd:[::1]:10809,format=raw,if=virtio")
+    #expect(
+      DriveLine.text(tcp: address, needsTLS: true)
+        == "-drive file.driver=nbd,file.server.type=inet,file.server.host=::1,"
+        + "file.server.port=10809,file.tls-creds=tls0,format=raw,if=virtio")
   }
 }
 

@@ -104,6 +104,25 @@ private final class Replies {
     #expect(replies.count == 0)
   }
 
+  @Test func `shows one run of bytes after the other, for those that are encrypted`() throws {
+    let replies = try Replies()
+    #expect(replies.queue.firstRun.byteCount == 0)
+    replies.append(1, headerByteCount: 5, payload: [10, 11, 12])
+    replies.append(2, headerByteCount: 0, payload: [20])
+    replies.append(3, headerByteCount: 2)
+    var runs: [[UInt8]] = []
+    while replies.count > 0 {
+      let run = replies.queue.firstRun
+      let taken = min(run.byteCount, 2)
+      runs.append(
+        run.buffer.withSpan(run.start, taken) { span in
+          (0..<taken).map { span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
+        })
+      _ = replies.advance(taken)
+    }
+    #expect(runs == [[1, 1], [1, 1], [1], [10, 11], [12], [20], [3, 3]])
+  }
+
   @Test func `ends several slots with one send`() throws {
     let replies = try Replies()
     for slot in 0..<5 { replies.append(UInt8(slot), headerByteCount: 16, slot: Int32(slot)) }

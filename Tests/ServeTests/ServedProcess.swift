@@ -120,8 +120,14 @@ struct ServeError: Error, CustomStringConvertible {
 /// Runs a program to its end, with a deadline.
 @discardableResult
 func runTool(_ words: String...) throws -> (code: Int32, output: String, error: String) {
+  try runTool(words)
+}
+
+/// The same, for words that are an array already.
+@discardableResult
+func runTool(_ words: [String]) throws -> (code: Int32, output: String, error: String) {
   let process = try ServedProcess(words)
-  return (try process.waitForExit(), process.outputText, process.errorText)
+  return (try process.waitForExit(seconds: 60), process.outputText, process.errorText)
 }
 
 /// Copies a program of the product. Another process does it: a program that this one has open for

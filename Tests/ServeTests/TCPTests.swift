@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// TCP is for this machine unless the user insists, because there is no TLS yet.
+// TCP is for this machine unless TLS is required or the user insists.
 
 import Foundation
 import TestSupport
@@ -26,7 +26,9 @@ import Testing
     let fixture = try ServeFixture()
     let text = try ServeFixture.refusal(arguments(fixture, endpoint))
     #expect(
-      text.contains("there is no TLS; listen on 127.0.0.1 or --socket, or say --tcp-without-tls"))
+      text.contains(
+        "TLS is not required; say --tls required, listen on 127.0.0.1 or --socket, or say"
+          + " --tcp-without-tls"))
   }
 
   @Test func `beyond loopback serves with the word`() throws {

@@ -18,7 +18,7 @@ public enum ClientsText {
 
   private static func row(_ client: JSONValue) -> [String] {
     [
-      "\(StatusText.number(client, "client"))", peer(client["peer"]),
+      "\(StatusText.number(client, "client"))", peer(client["peer"], client["tls"]),
       StatusText.duration(StatusText.number(client, "connected-seconds")),
       (client["phase"]?.text ?? "?") + (client["stalled"]?.bool == true ? ", stalled" : ""),
       replies(client),
@@ -34,7 +34,13 @@ public enum ClientsText {
     return client["structured-replies"]?.bool.map { $0 ? "structured" : "simple" } ?? "-"
   }
 
-  private static func peer(_ peer: JSONValue?) -> String {
+  /// Names from certificates are a stranger's text, and only for programs.
+  private static func peer(_ peer: JSONValue?, _ tls: JSONValue?) -> String {
+    let version = tls?["version"]?.text.map { ", \($0)" } ?? ""
+    return address(of: peer) + version
+  }
+
+  private static func address(of peer: JSONValue?) -> String {
     switch peer?["kind"]?.text {
     case "unix":
       "uid \(StatusText.number(peer, "uid")), gid \(StatusText.number(peer, "gid")),"

@@ -7,6 +7,7 @@ import DataPlane
 import ImageTools
 import LinuxIO
 import NBDProtocol
+import TLS
 
 /// The answer to one line.
 enum ControlAnswer: Sendable {
@@ -104,6 +105,18 @@ enum ControlAnswer: Sendable {
     json.end()
   }
 
+  private static func write(_ tls: TLSStatus, to json: inout JSONWriter) {
+    json.beginObject("tls")
+    json.field("version", tls.version)
+    switch tls.peer {
+    case .preSharedKey(let identity): json.field("identity", identity)
+    case .certificate(let name): json.field("name", name)
+    case .refusedCertificate(let reason): json.field("refused", reason)
+    case .anonymous: break
+    }
+    json.end()
+  }
+
   private static func write(_ client: ClientStatus, to json: inout JSONWriter) {
     json.beginObject()
     json.field("client", client.number)
@@ -122,6 +135,7 @@ enum ControlAnswer: Sendable {
     json.end()
     json.field("connected-seconds", client.connectedNanoseconds / 1_000_000_000)
     json.field("phase", client.phase.rawValue)
+    if let tls = client.tls { write(tls, to: &json) }
     if let negotiated = client.negotiated {
       json.field("structured-replies", negotiated.structuredReplies)
       json.field("extended-headers", negotiated.extendedHeaders)

@@ -4,6 +4,7 @@
 
 import LinuxIO
 import NBDProtocol
+import TLS
 
 /// One client at the end of a tick. All totals are since it connected.
 public struct ClientStatus: Sendable {
@@ -17,6 +18,8 @@ public struct ClientStatus: Sendable {
   public internal(set) var phase: Phase
   /// nil until the handshake is over.
   public internal(set) var negotiated: Negotiated?
+  /// nil until the handshake of TLS is over, and for clients without it.
+  public internal(set) var tls: TLSStatus?
   /// Its next request waits for others of its own to be answered.
   public internal(set) var isStalled: Bool
 
@@ -28,4 +31,11 @@ public struct ClientStatus: Sendable {
   /// Bytes from and to its socket, headers and handshake included.
   public internal(set) var receivedByteCount: UInt64
   public internal(set) var sentByteCount: UInt64
+}
+
+/// What a client's TLS agreed on.
+public struct TLSStatus: Hashable, Sendable {
+  /// "TLS1.3"
+  public let version: String
+  public let peer: TLSPeer
 }

@@ -34,6 +34,8 @@ struct Connection: ~Copyable {
   private(set) var headerByteCount = RequestHeader.byteCount
   var replies: ReplyQueue
   private var sendRoom = SendRoom()
+  /// The place of its TLS session; -1 while its bytes come and go as they are.
+  var securePlace: Int32 = -1
 
   /// Received bytes `received ..< receivedEnd` are not understood yet.
   var buffer: IOBuffer

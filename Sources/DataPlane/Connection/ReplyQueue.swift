@@ -103,6 +103,20 @@ struct ReplyQueue: ~Copyable {
     }
   }
 
+  /// The first bytes that are not sent yet and lie together; none when all are sent.
+  var firstRun: DiskQueue.Piece {
+    guard count > 0 else { return .none }
+    let piece = pieces[first]
+    guard sentByteCount >= piece.headerByteCount else {
+      return DiskQueue.Piece(
+        headers, first * ReplyQueue.headerByteCountMax + sentByteCount,
+        piece.headerByteCount - sentByteCount)
+    }
+    let sent = sentByteCount - piece.headerByteCount
+    return DiskQueue.Piece(
+      piece.payload.buffer, piece.payload.start + sent, piece.payload.byteCount - sent)
+  }
+
   /// Counts `byteCount` more bytes as sent and hands out the slots that ended with them, one at a
   /// time: call until it returns nil.
   mutating func advance(_ byteCount: Int) { sentByteCount += byteCount }

@@ -43,7 +43,8 @@ extension ExportLoop {
       image.buffers.release(buffer)
       return
     }
-    var handshake = ServerHandshake(exports: [description], limits: plan.limits)
+    var handshake = ServerHandshake(
+      exports: [description], limits: plan.limits, tls: plan.tls?.policy ?? .off)
     let greeting = plan.speaksOldstyle ? handshake.startOldstyle() : handshake.start()
     let descriptor = socket.descriptor
     counters.connectionTotal += 1
@@ -101,7 +102,8 @@ extension ExportLoop {
     abandonPayload(index)
     if connections[index].isBroken { dropReplies(index) }
     guard connections[index].requestCount == 0, connections[index].replies.isEmpty,
-      !connections[index].isInTransmitList
+      !connections[index].isInTransmitList,
+      connections[index].isBroken || !hasCiphertext(index)
     else { return }
     close(index)
   }
@@ -126,6 +128,7 @@ extension ExportLoop {
     if connections[index].isStalled { stalledCount -= 1 }
     image.buffers.release(connections[index].buffer)
     connections[index].replies.close(&image.buffers)
+    endTLS(index)
     connections.remove(index)
     if !stop.isStopping { setListening(true) }
   }

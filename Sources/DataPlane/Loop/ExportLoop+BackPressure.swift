@@ -28,7 +28,9 @@ extension ExportLoop {
         resumed = true
         continue
       }
-      if !connections[index].isStalled, !connections[index].isWatched { receive(index) }
+      if !connections[index].isStalled, !connections[index].isWatched || hasUndecrypted(index) {
+        if receive(index) { resumed = true }
+      }
       resumed = resumed || !connections.isOccupied(index) || connections[index].received != before
     }
     return resumed

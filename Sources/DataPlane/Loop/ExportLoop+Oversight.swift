@@ -104,10 +104,12 @@ extension ExportLoop {
       case .finishing: .finishing
       }
     let counters = connections[index].counters
+    let place = Int(connections[index].securePlace)
     return ClientStatus(
       number: connections[index].number, peer: connections[index].peer,
       connectedNanoseconds: now - connections[index].startNanoseconds, phase: phase,
-      negotiated: connections[index].rules?.negotiated, isStalled: connections[index].isStalled,
+      negotiated: connections[index].rules?.negotiated,
+      tls: place < 0 ? nil : secure.streams[place].status, isStalled: connections[index].isStalled,
       inFlightCount: connections[index].requestCount,
       bufferedByteCount: connections[index].bufferByteCount + unreadByteCount(index),
       requestCount: counters.requestCount, errorCount: counters.errorCount,

@@ -14,7 +14,7 @@ extension ExportLoop {
     if what.contains(.writable) || hasFailed {
       // Who is gone takes nothing, which the next send finds out.
       connections[index].isBlockedOnSend = false
-      if !connections[index].replies.isEmpty { wantTransmit(index) }
+      if !connections[index].replies.isEmpty || hasCiphertext(index) { wantTransmit(index) }
     }
     if hasFailed {
       // Reported again and again whatever is watched for, so watch no longer. What the client sent
@@ -46,8 +46,7 @@ extension ExportLoop {
       if case .finishing = connections[index].phase { return receivedAny }
       if connections[index].isStalled { return receivedAny }
       let (first, second) = receivePieces(index)
-      counters.receiveCallCount += 1
-      switch connections[index].socket.receive(into: first, then: second) {
+      switch receiveBytes(index, into: first, then: second) {
       case .wouldBlock: return receivedAny
       case .closed:
         connections[index].phase = .finishing
@@ -56,11 +55,11 @@ extension ExportLoop {
         return true
       case .bytes(let count):
         receivedAny = true
-        connections[index].counters.receivedByteCount += UInt64(count)
         accept(index, count, payloadByteCount: first.byteCount, hasPayload: second.byteCount > 0)
         parse(index)
       }
-    } while connections.isOccupied(index) && !connections[index].isWatched
+    } while connections.isOccupied(index)
+      && (!connections[index].isWatched || hasUndecrypted(index))
     return receivedAny
   }
 
@@ -131,9 +130,13 @@ extension ExportLoop {
     case .negotiating:
       if consumed == 0, unread == buffer.byteCount { return enlargeBuffer(index) }
       return consumed > 0
+    case .startsTLS:
+      startTLS(index)
+      return false
     case .ready(let negotiated):
       connections[index].beginTransmission(
         TransmissionRules(traits: description.traits, negotiated: negotiated))
+      enlargeTLS(index)
       return enlargeBuffer(index)
     case .finished, .hangUp:
       connections[index].phase = .finishing

@@ -163,6 +163,7 @@ extension ExportLoop {
       closeIfDone(index)
       return
     }
+    if connections[index].securePlace >= 0 { return transmitSecurely(index) }
     while !connections[index].replies.isEmpty {
       connections[index].gatherReplies()
       counters.sendCallCount += 1
@@ -179,20 +180,25 @@ extension ExportLoop {
         return
       }
     }
+    finishTransmit(index)
+  }
+
+  /// All that there was to send is in the socket.
+  mutating func finishTransmit(_ index: Int) {
     connections[index].isBlockedOnSend = false
     updateInterest(index)
     closeIfDone(index)
   }
 
   /// Waits until the socket takes more.
-  private mutating func blockOnSend(_ index: Int) {
+  mutating func blockOnSend(_ index: Int) {
     // Nobody would tell of a socket that failed and is not watched any more.
     guard connections[index].isWatched else { return breakConnection(index) }
     connections[index].isBlockedOnSend = true
     updateInterest(index)
   }
 
-  private mutating func retireSent(_ index: Int) {
+  mutating func retireSent(_ index: Int) {
     while let piece = connections[index].replies.popSent() {
       if piece.slot >= 0 { retire(Int(piece.slot)) }
     }

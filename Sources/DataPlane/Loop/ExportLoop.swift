@@ -46,6 +46,8 @@ public struct ExportLoop: ~Copyable {
   var counters = LoopCounters()
   let startNanoseconds = MonotonicClock.nanoseconds
   var connections: FixedPool<Connection>
+  /// The sessions of those clients that speak TLS.
+  var secure: SecureStreams
   var isListening = true
   /// Connections with replies to send, in this tick.
   var transmitList: [Int32] = []
@@ -78,6 +80,7 @@ public struct ExportLoop: ~Copyable {
 
     description = ExportLoop.describe(plan)
     connections = FixedPool(capacity: plan.limits.connectionsMax)
+    secure = SecureStreams(capacity: plan.limits.connectionsMax)
     spin = SpinPolicy(windowNanoseconds: plan.spinNanosecondsMax)
     self.plan = plan
     self.image = image

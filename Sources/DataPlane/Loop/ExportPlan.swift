@@ -53,6 +53,8 @@ public struct ExportPlan {
   public var spinNanosecondsMax: UInt64
   /// Clients are let in without any negotiation.
   public var speaksOldstyle = false
+  /// nil: TLS is off.
+  public var tls: TLSPlan?
 
   public init(
     name: String, description: String, isReadOnly: Bool, layers: [LayerPlan], engine: Engine,

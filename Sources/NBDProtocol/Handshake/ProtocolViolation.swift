@@ -19,6 +19,13 @@ public enum ProtocolViolation: Error, Hashable, Sendable {
   case exportNameWithExtendedHeaders
   /// EXPORT_NAME while the server stops.
   case stopping
+  /// EXPORT_NAME without TLS where TLS is required.
+  case exportNeedsTLS
+  /// EXPORT_NAME of a client that may not use the export.
+  case clientRefused(reason: String)
+  /// Bytes came behind STARTTLS before it was answered: somebody on the way may have put them
+  /// there, to be taken for what the client said under TLS (CVE-2021-3716).
+  case plainTextBehindStartTLS
 }
 
 extension ProtocolViolation: CustomStringConvertible {
@@ -37,6 +44,9 @@ extension ProtocolViolation: CustomStringConvertible {
     case .exportNameWithExtendedHeaders:
       "the client used EXPORT_NAME after it had negotiated extended headers"
     case .stopping: "the client asked for an export while the server stops"
+    case .exportNeedsTLS: "the client asked for an export without TLS"
+    case .clientRefused(let reason): "the client may not use the export: \(reason)"
+    case .plainTextBehindStartTLS: "plain text came behind STARTTLS"
     }
   }
 }

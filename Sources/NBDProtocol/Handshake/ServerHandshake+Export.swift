@@ -66,6 +66,9 @@ extension ServerHandshake {
 
   /// Ends the handshake.
   mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
+    precondition(
+      refusal == nil && (isSecure || tlsPolicy != .required),
+      "a client passed the barrier of TLS")
     outcome = .ready(
       Negotiated(
         exportIndex: index, structuredReplies: structuredReplies, extendedHeaders: extendedHeaders,

@@ -19,6 +19,7 @@ extension ServerHandshake {
     }
     if option == .setMetaContext { selection = nil }
     if isStopping && option != .exportName { return replyStopping(to: header) }
+    if let error = barrier(to: option) { return refuse(header, error) }
     switch option {
     case .exportName: answerExportName(payload)
     case .info, .go: answerInfo(header, payload: payload, entersTransmission: option == .go)
@@ -34,6 +35,7 @@ extension ServerHandshake {
     let option = Option(rawValue: header.option)
     if option == .setMetaContext { selection = nil }
     if isStopping && option != .abort { return replyStopping(to: header) }
+    if let error = barrier(to: option) { return refuse(header, error) }
     switch option {
     case .abort:
       reply(.ack, to: header)
@@ -43,7 +45,7 @@ extension ServerHandshake {
     case .extendedHeaders: answerExtendedHeaders(header)
     case .startTLS:
       guard header.payloadByteCount == 0 else { return replyDataRefused(to: header) }
-      reply(OptionError(.errPolicy, "TLS is not configured"), to: header)
+      answerStartTLS(header)
     case .info, .go, .listMetaContext, .setMetaContext:
       reply(OptionError(.errTooBig, "the option is too long"), to: header)
     case .peekExport, nil:

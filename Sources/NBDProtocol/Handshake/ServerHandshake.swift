@@ -14,6 +14,8 @@ public struct ServerHandshake: Sendable {
   /// Where the handshake stands.
   public enum Outcome: Hashable, Sendable {
     case negotiating
+    /// Send the output as it is; everything after it is TLS. `continueOverTLS` when that is up.
+    case startsTLS
     /// Send the output; requests follow.
     case ready(Negotiated)
     /// The client aborted: send the output, then close.
@@ -39,6 +41,7 @@ public struct ServerHandshake: Sendable {
   let exports: [ExportDescription]
   let limits: RequestLimits
   let listIsAllowed: Bool
+  let tlsPolicy: TLSPolicy
 
   /// From now on each option but ABORT is answered with ERR_SHUTDOWN.
   public var isStopping = false
@@ -56,15 +59,23 @@ public struct ServerHandshake: Sendable {
   var extendedHeaders = false
   /// What the last SET_META_CONTEXT selected, and for which export.
   var selection: (exportIndex: Int, contexts: MetaContextSet)?
+  /// What comes and goes is protected by TLS.
+  var isSecure = false
+  /// Why a client that speaks TLS may not use any export; nil for those that may.
+  var refusal: String?
 
   /// Starts a handshake that offers `exports`, of which there is at least one.
   ///
   /// The first one also answers to the empty name.
-  public init(exports: [ExportDescription], limits: RequestLimits, listIsAllowed: Bool = true) {
+  public init(
+    exports: [ExportDescription], limits: RequestLimits, listIsAllowed: Bool = true,
+    tls: TLSPolicy = .off
+  ) {
     precondition(!exports.isEmpty, "a handshake without exports")
     self.exports = exports
     self.limits = limits
     self.listIsAllowed = listIsAllowed
+    tlsPolicy = tls
   }
 
   /// The 18 bytes that the server sends first.
@@ -104,6 +115,7 @@ public struct ServerHandshake: Sendable {
         drain(header, byteCountLeft: byteCountLeft - dropped)
       }
     }
+    if outcome == .startsTLS, consumed < bytes.byteCount { hangUp(.plainTextBehindStartTLS) }
     return consumed
   }
 
