@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// TCP addresses in the shape that the kernel wants. Source: ip(7), ipv6(7), bind(2),
+// TCP addresses in the shape that the kernel wants. Source: ip(7), ipv6(7), bind(2), connect(2),
 // getsockname(2), getpeername(2).
 
 import Glibc
@@ -58,32 +58,44 @@ extension SocketAddress {
   }
 
   func bind(_ descriptor: Int32) throws(SocketError) {
-    let result: Int32
-    if bytes.count == 4 {
-      var value = sockaddr_in()
-      value.sin_family = sa_family_t(AF_INET)
-      value.sin_port = port.bigEndian
-      unsafe withUnsafeMutableBytes(of: &value.sin_addr) { unsafe $0.copyBytes(from: bytes) }
-      // SAFETY: `value` outlives the call and has the size that is passed.
-      result = unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.bind(descriptor, $0) }
-    } else {
-      var value = sockaddr_in6()
-      value.sin6_family = sa_family_t(AF_INET6)
-      value.sin6_port = port.bigEndian
-      value.sin6_scope_id = scope
-      unsafe withUnsafeMutableBytes(of: &value.sin6_addr) { unsafe $0.copyBytes(from: bytes) }
-      // SAFETY: as above.
-      result = unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.bind(descriptor, $0) }
+    // SAFETY: `withStructure` hands out a whole structure that outlives the call.
+    let result = unsafe withStructure { buffer in
+      unsafe Glibc.bind(
+        descriptor, buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
+        socklen_t(buffer.count))
     }
     guard result == 0 else {
       throw errno == EADDRINUSE ? .taken : .system(SystemError(errno: errno, call: "bind"))
     }
   }
 
-  private static func bind(_ descriptor: Int32, _ buffer: UnsafeRawBufferPointer) -> Int32 {
-    unsafe Glibc.bind(
-      descriptor, buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
-      socklen_t(buffer.count))
+  /// Starts connecting a non-blocking socket; EINPROGRESS is the usual answer.
+  func connect(_ descriptor: Int32) -> Int32 {
+    // SAFETY: as in `bind`.
+    let result = unsafe withStructure { buffer in
+      unsafe Glibc.connect(
+        descriptor, buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
+        socklen_t(buffer.count))
+    }
+    return result == 0 ? 0 : errno
+  }
+
+  /// Calls `body` with the kernel's structure for this address.
+  @unsafe private func withStructure(_ body: (UnsafeRawBufferPointer) -> Int32) -> Int32 {
+    if bytes.count == 4 {
+      var value = sockaddr_in()
+      value.sin_family = sa_family_t(AF_INET)
+      value.sin_port = port.bigEndian
+      unsafe withUnsafeMutableBytes(of: &value.sin_addr) { unsafe $0.copyBytes(from: bytes) }
+      // SAFETY: `value` outlives the call and has the size that is passed; so below.
+      return unsafe withUnsafeBytes(of: &value) { unsafe body($0) }
+    }
+    var value = sockaddr_in6()
+    value.sin6_family = sa_family_t(AF_INET6)
+    value.sin6_port = port.bigEndian
+    value.sin6_scope_id = scope
+    unsafe withUnsafeMutableBytes(of: &value.sin6_addr) { unsafe $0.copyBytes(from: bytes) }
+    return unsafe withUnsafeBytes(of: &value) { unsafe body($0) }
   }
 }
 
