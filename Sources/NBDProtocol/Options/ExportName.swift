@@ -16,6 +16,11 @@ public enum ExportName {
       && String(validating: bytes, as: UTF8.self) != nil
   }
 
+  /// Whether `name` can be the name of a meta context: a string, and not empty.
+  public static func isContextName(_ name: String) -> Bool {
+    !name.isEmpty && isWellFormed(name.utf8)
+  }
+
   /// `bytes` as text for an error: at most 80 scalars, control characters replaced.
   ///
   /// A name of 4096 bytes once ended QEMU's server through its own error text (CVE-2020-10761).

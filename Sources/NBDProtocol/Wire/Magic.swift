@@ -13,4 +13,8 @@
   @inlinable public static var request: UInt32 { 0x2560_9513 }
   @inlinable public static var simpleReply: UInt32 { 0x6744_6698 }
   @inlinable public static var structuredReply: UInt32 { 0x668e_33ef }
+  @inlinable public static var extendedRequest: UInt32 { 0x21e4_1c71 }
+  @inlinable public static var extendedReply: UInt32 { 0x6e8a_278c }
+  /// The second eight bytes of an oldstyle greeting.
+  @inlinable public static var oldstyle: UInt64 { 0x0000_4202_8186_1253 }
 }
