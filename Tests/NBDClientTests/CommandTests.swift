@@ -8,7 +8,9 @@ import TestSupport
 import Testing
 
 /// `strata` beside the daemon under test.
-private func strata(_ arguments: String...) throws -> String {
+private func strata(_ arguments: String...) throws -> String { try strata(arguments) }
+
+private func strata(_ arguments: [String]) throws -> String {
   let path = URL(fileURLWithPath: try daemonPath()).deletingLastPathComponent().path + "/strata"
   return try runTool(path, ["nbd"] + arguments)
 }
@@ -94,7 +96,7 @@ private func allocated(_ path: String) throws -> Int {
     let folder = try TemporaryFolder()
     let target = folder.path("target.raw")
     let daemon = try kit(
-      folder, "a.sock", "--filter=error", "pattern", "32M", "error-pread-rate=10%")
+      folder, "a.sock", "--filter=error", "pattern", "32M", "error-pread-rate=50%")
     #expect(try failure("copy", uri(daemon), target).contains("read failed: EIO"))
     #expect(!FileManager.default.fileExists(atPath: target))
     #expect(!FileManager.default.fileExists(atPath: target + ".partial"))
@@ -185,6 +187,28 @@ private final class Lines: @unchecked Sendable { var text = "" }
     let list = try strata("list", uri(daemon))
     #expect(list.contains("export-size: 16777216 (16 MiB)"))
     #expect(list.contains("protocol: newstyle-fixed without TLS, using structured packets"))
+  }
+
+  @Test func `list shows no control characters of a server`() throws {
+    let server = try ScriptedServer { side in
+      try side.send(Array("NBDMAGICIHAVEOPT".utf8), wire(UInt16(3)))
+      _ = try side.receive(4)
+      while true {
+        let (option, _) = try side.receiveOption()
+        if option == 3 {
+          try side.answer(3, 2, counted("na\u{1b}[2Jme") + Array("\u{1b}]0;title\u{7}\u{9b}x".utf8))
+          try side.answer(3, 1)
+        } else {
+          try side.answer(option, 0x8000_0001)
+        }
+      }
+    }
+    for option in [[], ["--json"]] {
+      let text = try strata(["list"] + option + ["nbd+unix:///?socket=\(server.path)"])
+      #expect(text.contains("title"))
+      #expect(!text.unicodeScalars.contains { $0 == "\u{1b}" || $0 == "\u{7}" })
+      #expect(option == ["--json"] || !text.unicodeScalars.contains { $0 == "\u{9b}" })
+    }
   }
 
   @Test func `map prints the numbers of nbdinfo --map`() throws {

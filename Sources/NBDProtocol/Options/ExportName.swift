@@ -36,6 +36,13 @@ public enum ExportName {
     return String(text)
   }
 
+  /// A peer's text in full, with control characters replaced: what a terminal may be given.
+  public static func printable(_ text: String) -> String {
+    var shown = String.UnicodeScalarView()
+    for scalar in text.unicodeScalars { shown.append(isShowable(scalar) ? scalar : "\u{fffd}") }
+    return String(shown)
+  }
+
   private static func isShowable(_ scalar: Unicode.Scalar) -> Bool {
     switch scalar.properties.generalCategory {
     case .control, .format, .lineSeparator, .paragraphSeparator, .privateUse, .surrogate,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exports as text and as JSON. The keys are those of nbdinfo(1), where it has one.
+// Exports as text and as JSON. The keys are those of nbdinfo(1), where it has one. A server's words
+// reach no terminal as they came.
 
 import ImageTools
 import NBDProtocol
@@ -23,13 +24,13 @@ struct ExportText {
       "protocol: \(protocolName) \(isEncrypted ? "with" : "without") TLS, using \(packets) packets"
     ]
     for export in exports {
-      lines.append("export=\(JSONWriter.quote(export.name)):")
+      lines.append("export=\(JSONWriter.quote(ExportName.printable(export.name))):")
       for (key, value) in fields(of: export) {
         switch value {
-        case .text(let text): lines.append("\t\(key): \(text)")
+        case .text(let text): lines.append("\t\(key): \(ExportName.printable(text))")
         case .names(let names):
           lines.append("\t\(key):")
-          lines += names.map { "\t\t\($0)" }
+          lines += names.map { "\t\t\(ExportName.printable($0))" }
         case .number(let number):
           let size = key == "export-size" ? " (\(ByteCountText.describe(number)))" : ""
           lines.append("\t\(key): \(number)\(size)")

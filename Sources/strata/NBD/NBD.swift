@@ -26,7 +26,7 @@ struct NBD: ParsableCommand {
 
 /// Options of every verb that connects.
 struct ConnectOptions: ParsableArguments {
-  @Option(help: ArgumentHelp("Try to connect for so long.", valueName: "seconds"))
+  @Option(help: ArgumentHelp("Time to connect and to agree.", valueName: "seconds"))
   var openTimeout = 30
 
   func validate() throws {

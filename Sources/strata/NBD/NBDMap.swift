@@ -65,7 +65,10 @@ struct NBDMap: ParsableCommand {
       range.end.isAligned(to: block) || range.end == connection.byteCount
     else { throw CopyFault("\(connection.uri): the export has blocks of \(block) bytes") }
     var count = 0
-    if !json && names.count > 1 { Swift.print("offset length " + names.joined(separator: " ")) }
+    if !json && names.count > 1 {
+      let title = names.map(ExportName.printable).joined(separator: " ")
+      Swift.print("offset length \(title)")
+    }
     try await connection.map(range) { found in
       if json {
         let text = ExtentText.json(found, names)
