@@ -63,9 +63,6 @@ public enum LockStep {
 }
 
 extension NBDConnection {
-  /// Bytes that one request asks about: what fits compact headers.
-  private static let statusByteCountMax: UInt64 = 1 << 30
-
   /// Calls `body` with the ranges of `range`, in order, neighbours with equal statuses joined.
   public func map(
     _ range: ByteRange, _ body: (MappedRange) async throws -> Void
@@ -74,7 +71,7 @@ extension NBDConnection {
     var offset = range.start
     var last: MappedRange?
     while offset < range.end {
-      let asked = min(range.end - offset, Self.statusByteCountMax)
+      let asked = min(range.end - offset, rules.effectByteCountMax)
       let contexts = try await blockStatus(at: offset, byteCount: asked)
       var ranges = LockStep.ranges(offset: offset, byteCount: asked, contexts: contexts)
       // A server may tell less than a block, against the specification's advice; a block with

@@ -16,7 +16,8 @@ struct WireRequest {
   var payload: [UInt8]
 }
 
-/// The server's end of one connection. Every call waits 10 seconds at most, then throws.
+/// The server's end of one connection. Every call waits two minutes at most, then
+/// throws: tasks of other tests may hold Swift's threads for a while, and a client with them.
 final class ServerSide {
   let descriptor: Int32
   /// 0 for the first connection to a server.
@@ -26,7 +27,7 @@ final class ServerSide {
   init(_ descriptor: Int32, number: Int) {
     self.descriptor = descriptor
     self.number = number
-    var limit = timeval(tv_sec: 10, tv_usec: 0)
+    var limit = timeval(tv_sec: 120, tv_usec: 0)
     let size = socklen_t(MemoryLayout<timeval>.size)
     setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, size)
     setsockopt(descriptor, SOL_SOCKET, SO_SNDTIMEO, &limit, size)
@@ -151,32 +152,69 @@ final class ScriptedServer: @unchecked Sendable {  // all state is fixed in init
   private let folder: TemporaryFolder
   let path: String
   private let listener: Int32
+  /// Where a server on TCP listens, on 127.0.0.1.
+  private(set) var port: UInt16 = 0
+
+  /// A server on TCP, at a port that the kernel chooses.
+  init(tcp script: @escaping @Sendable (ServerSide) throws -> Void, isTCP: Bool) throws {
+    precondition(isTCP, "a server on TCP is asked for as such")
+    folder = try TemporaryFolder()
+    path = ""
+    listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+    let result = withUnsafeMutablePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { generic in
+        bind(listener, generic, size) == 0 && listen(listener, 16) == 0
+          && getsockname(listener, generic, &size) == 0
+      }
+    }
+    guard result else { throw WireError.system("listen", errno: errno) }
+    port = UInt16(bigEndian: address.sin_port)
+    let descriptor = listener
+    Thread.detachNewThread { Self.accept(from: descriptor, script) }
+  }
+
+  private static func accept(
+    from listener: Int32, _ script: (ServerSide) throws -> Void
+  ) {
+    var number = 0
+    while true {
+      let accepted = Glibc.accept(listener, nil, nil)
+      guard accepted >= 0 else { return }
+      do { try script(ServerSide(accepted, number: number)) } catch {}
+      number += 1
+    }
+  }
 
   /// A script's error ends its connection; the client's view is what tests look at.
-  init(_ script: @escaping @Sendable (ServerSide) throws -> Void) throws {
+  init(
+    isAbstract: Bool = false, delaySeconds: Double = 0,
+    _ script: @escaping @Sendable (ServerSide) throws -> Void
+  ) throws {
     folder = try TemporaryFolder()
-    path = folder.path("scripted.sock")
+    path = isAbstract ? "\0\(folder.root)" : folder.path("scripted.sock")
     listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
     withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+    // An abstract address has as many bytes as it says; a path ends with NUL (unix(7)).
+    let size = socklen_t(isAbstract ? 2 + path.utf8.count : MemoryLayout<sockaddr_un>.size)
     let result = withUnsafePointer(to: &address) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
-      }
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(listener, $0, size) }
     }
-    guard result == 0, listen(listener, 16) == 0 else {
+    guard result == 0, delaySeconds > 0 || listen(listener, 16) == 0 else {
       throw WireError.system("listen", errno: errno)
     }
     let descriptor = listener
     Thread.detachNewThread {
-      var number = 0
-      while true {
-        let accepted = accept(descriptor, nil, nil)
-        guard accepted >= 0 else { return }
-        do { try script(ServerSide(accepted, number: number)) } catch {}
-        number += 1
+      if delaySeconds > 0 {
+        usleep(useconds_t(delaySeconds * 1e6))
+        listen(descriptor, 16)
       }
+      Self.accept(from: descriptor, script)
     }
   }
 

@@ -17,9 +17,6 @@ public struct Copier: Sendable {
   let target: any CopyTarget
   let requestsMax: Int
 
-  /// Bytes whose status is asked for at once.
-  private static let statusByteCountMax: UInt64 = 1 << 30
-
   /// - Parameter requestsMax: pieces under way at once, at least 1.
   public init(from source: any CopySource, to target: any CopyTarget, requestsMax: Int = 16) {
     precondition(requestsMax > 0, "a copy without requests")
@@ -41,8 +38,7 @@ public struct Copier: Sendable {
       var running = 0
       var offset: UInt64 = 0
       while offset < all {
-        let found = try await source.ranges(
-          from: offset, byteCountMax: min(Self.statusByteCountMax, all - offset))
+        let found = try await source.ranges(from: offset, byteCountMax: all - offset)
         for aligned in CopyPlan.align(found, to: block, byteCount: all) {
           for piece in CopyPlan.pieces(of: aligned) {
             if running == requestsMax, let done = try await group.next() {

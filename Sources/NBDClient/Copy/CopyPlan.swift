@@ -41,18 +41,16 @@ enum CopyPlan {
     return aligned
   }
 
-  /// The pieces of one range, each small enough for one request.
-  static func pieces(of piece: CopyRange) -> [CopyRange] {
-    let byteCountMax = piece.isZero ? zeroByteCountMax : dataByteCountMax
-    var pieces: [CopyRange] = []
-    var start = piece.range.start
-    while start < piece.range.end {
+  /// The pieces of one range, each small enough for one request; made one by one, because a range
+  /// may be as large as a disk.
+  static func pieces(of whole: CopyRange) -> UnfoldSequence<CopyRange, UInt64> {
+    let byteCountMax = whole.isZero ? zeroByteCountMax : dataByteCountMax
+    return sequence(state: whole.range.start) { start in
+      guard start < whole.range.end else { return nil }
       // Cut at multiples, so that all but the first piece are whole.
-      let cut = (start + 1).alignedUp(to: byteCountMax)
-      let end = min(cut, piece.range.end)
-      pieces.append(CopyRange(ByteRange(start: start, end: end), isZero: piece.isZero))
-      start = end
+      let end = min((start + 1).alignedUp(to: byteCountMax), whole.range.end)
+      defer { start = end }
+      return CopyRange(ByteRange(start: start, end: end), isZero: whole.isZero)
     }
-    return pieces
   }
 }

@@ -31,9 +31,10 @@ public struct RemoteDisk: CopySource, CopyTarget {
     guard let allocationIndex else {
       return [CopyRange(ByteRange(start: offset, end: offset + byteCountMax), isZero: false)]
     }
-    let contexts = try await connection.blockStatus(at: offset, byteCount: byteCountMax)
+    let byteCount = min(byteCountMax, connection.rules.effectByteCountMax)
+    let contexts = try await connection.blockStatus(at: offset, byteCount: byteCount)
     return LockStep.ranges(
-      offset: offset, byteCount: byteCountMax, contexts: [contexts[allocationIndex]]
+      offset: offset, byteCount: byteCount, contexts: [contexts[allocationIndex]]
     ).map { found in
       CopyRange(
         ByteRange(start: found.offset, end: found.offset + found.byteCount),

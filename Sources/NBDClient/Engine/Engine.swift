@@ -154,9 +154,10 @@ final class Engine {
 
   /// Answers everything that is left. The socket closes with its transport.
   private func end(_ fault: NBDClientFault) {
+    let isConnected = transport != nil
     transport = nil
     takeMail()
-    if fault != .closed || !replay.isEmpty, !journal.entries.isEmpty, untoldLoss == nil {
+    if !isConnected || fault != .closed, !journal.entries.isEmpty, untoldLoss == nil {
       untoldLoss = .writesLost("the connection was lost with acknowledged writes not flushed")
     }
     for flight in flights.values where !flight.isOrphan {
