@@ -58,44 +58,46 @@ extension SocketAddress {
   }
 
   func bind(_ descriptor: Int32) throws(SocketError) {
-    // SAFETY: `withStructure` hands out a whole structure that outlives the call.
-    let result = unsafe withStructure { buffer in
-      unsafe Glibc.bind(
-        descriptor, buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
-        socklen_t(buffer.count))
-    }
+    // SAFETY: the address outlives the call and has the size that is passed.
+    let result = unsafe withKernelAddress { unsafe Glibc.bind(descriptor, $0, $1) }
     guard result == 0 else {
       throw errno == EADDRINUSE ? .taken : .system(SystemError(errno: errno, call: "bind"))
     }
   }
 
-  /// Starts connecting a non-blocking socket; EINPROGRESS is the usual answer.
+  /// Starts to connect `descriptor` to this address; returns 0 or an errno, such as EINPROGRESS.
   func connect(_ descriptor: Int32) -> Int32 {
-    // SAFETY: as in `bind`.
-    let result = unsafe withStructure { buffer in
-      unsafe Glibc.connect(
-        descriptor, buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
-        socklen_t(buffer.count))
-    }
+    // SAFETY: as above.
+    let result = unsafe withKernelAddress { unsafe Glibc.connect(descriptor, $0, $1) }
     return result == 0 ? 0 : errno
   }
 
-  /// Calls `body` with the kernel's structure for this address.
-  @unsafe private func withStructure(_ body: (UnsafeRawBufferPointer) -> Int32) -> Int32 {
+  /// Calls `body` with this address in the shape of its family, and its size.
+  @unsafe private func withKernelAddress(
+    _ body: (UnsafePointer<sockaddr>?, socklen_t) -> Int32
+  ) -> Int32 {
     if bytes.count == 4 {
       var value = sockaddr_in()
       value.sin_family = sa_family_t(AF_INET)
       value.sin_port = port.bigEndian
       unsafe withUnsafeMutableBytes(of: &value.sin_addr) { unsafe $0.copyBytes(from: bytes) }
-      // SAFETY: `value` outlives the call and has the size that is passed; so below.
-      return unsafe withUnsafeBytes(of: &value) { unsafe body($0) }
+      // SAFETY: `value` outlives the call and has the size that is passed.
+      return unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.call(body, with: $0) }
     }
     var value = sockaddr_in6()
     value.sin6_family = sa_family_t(AF_INET6)
     value.sin6_port = port.bigEndian
     value.sin6_scope_id = scope
     unsafe withUnsafeMutableBytes(of: &value.sin6_addr) { unsafe $0.copyBytes(from: bytes) }
-    return unsafe withUnsafeBytes(of: &value) { unsafe body($0) }
+    // SAFETY: as above.
+    return unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.call(body, with: $0) }
+  }
+
+  @unsafe private static func call(
+    _ body: (UnsafePointer<sockaddr>?, socklen_t) -> Int32, with buffer: UnsafeRawBufferPointer
+  ) -> Int32 {
+    unsafe body(
+      buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self), socklen_t(buffer.count))
   }
 }
 

@@ -188,6 +188,7 @@ extension ClientHandshake {
     case .errShutdown: "the server is shutting down"
     case .errBlockSizeReqd: "the server requires that block sizes are asked for"
     case .errTooBig: "the server calls the request too big"
+    case .errExtHeaderReqd: "the server requires extended headers"
     case .ack, .server, .info, .metaContext, nil: "the server refused with error \(type)"
     }
   }

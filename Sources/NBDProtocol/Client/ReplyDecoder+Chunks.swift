@@ -7,9 +7,6 @@
 import BlockTypes
 
 extension ReplyDecoder {
-  /// The type of extended BLOCK_STATUS chunks.
-  static var extendedBlockStatusType: UInt16 { 6 }
-
   /// Acts on a complete chunk header: decides whether its payload is worth taking.
   mutating func acceptChunkHeader() throws(ClientViolation) {
     let header = takeGathered()
@@ -48,7 +45,8 @@ extension ReplyDecoder {
     // Types with bit 15 are errors, known or not.
     case nil where chunk.type & 0x8000 != 0:
       lengthFits = (6...Self.unknownErrorByteCountMax).contains(byteCount)
-    case nil where chunk.type == Self.extendedBlockStatusType && mode == .extended:
+    case .blockStatusExt:
+      guard mode == .extended else { throw .unknownChunkType(chunk.type) }
       try require(.blockStatus, chunk, entry)
       lengthFits =
         byteCount >= 24 && (byteCount - 8) % 16 == 0
@@ -93,7 +91,7 @@ extension ReplyDecoder {
     case .offsetData: preconditionFailure("the data of a READ was gathered")
     case .offsetHole: try acceptHole(chunk, payload)
     case .blockStatus: try acceptExtents(chunk, payload, isExtended: false)
-    case nil where chunk.type == Self.extendedBlockStatusType:
+    case .blockStatusExt:
       try acceptExtents(chunk, payload, isExtended: true)
     case .error, .errorOffset, nil: try acceptError(chunk, payload)
     }

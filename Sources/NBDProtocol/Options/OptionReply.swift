@@ -17,6 +17,7 @@ enum OptionReplyType: UInt32, Sendable {
   case errShutdown = 0x8000_0007
   case errBlockSizeReqd = 0x8000_0008
   case errTooBig = 0x8000_0009
+  case errExtHeaderReqd = 0x8000_000a
 }
 
 /// An error reply: its type and one sentence for people.

@@ -4,9 +4,6 @@
 // of extended headers, "Extended request message". This file performs no I/O.
 
 extension RequestHeader {
-  /// Bytes of an extended header on the wire.
-  @inlinable public static var extendedByteCount: Int { 32 }
-
   /// Appends this header to `bytes`, compact (28 bytes) or extended (32 bytes).
   ///
   /// Traps when a compact header cannot hold the length: the client's rules checked it.

@@ -14,6 +14,8 @@ import BlockTypes
     case offsetData = 1
     case offsetHole = 2
     case blockStatus = 5
+    /// With extended headers only.
+    case blockStatusExt = 6
     case error = 0x8001
     case errorOffset = 0x8002
   }
