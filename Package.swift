@@ -25,6 +25,7 @@ let package = Package(
   products: [
     .executable(name: "strata", targets: ["strata"]),
     .executable(name: "stratad", targets: ["stratad"]),
+    .library(name: "NBDClient", targets: ["NBDClient"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
@@ -56,6 +57,11 @@ let package = Package(
       dependencies: ["BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Inflate"],
       swiftSettings: strict),
 
+    // L4: the other side of the wire. Uses Swift concurrency; one thread for each connection.
+    .target(
+      name: "NBDClient", dependencies: ["BlockTypes", "NBDProtocol", "LinuxIO"],
+      swiftSettings: strict),
+
     // L4: images at rest.
     .target(
       name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
@@ -75,12 +81,20 @@ let package = Package(
       name: "stratad", dependencies: ["Control", "ImageTools", argumentParser],
       swiftSettings: strict),
     .executableTarget(
-      name: "strata", dependencies: ["Control", "ImageTools", argumentParser],
+      name: "strata", dependencies: ["Control", "ImageTools", "NBDClient", argumentParser],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.
     .testTarget(
       name: "NBDProtocolTests", dependencies: ["BlockTypes", "NBDProtocol"],
+      swiftSettings: tests),
+
+    // T: the client, against scripted servers and against those that people use.
+    .testTarget(
+      name: "NBDClientTests",
+      dependencies: [
+        "BlockTypes", "NBDProtocol", "NBDClient", "TestSupport", "strata", "stratad",
+      ],
       swiftSettings: tests),
 
     // T: the rules of tools/STYLE.md and the arrows above.

@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
+#include <linux/vm_sockets.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -233,6 +234,12 @@ int clinux_connect_unix(int socket, const void *path, size_t byte_count) {
   socklen_t size = clinux_unix_address(&address, path, byte_count);
   if (size == 0) return -ENAMETOOLONG;
   return (int)clinux_result(connect(socket, (struct sockaddr *)&address, size));
+}
+
+int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port) {
+  struct sockaddr_vm address = {
+      .svm_family = AF_VSOCK, .svm_cid = context_id, .svm_port = port};
+  return (int)clinux_result(connect(socket, (struct sockaddr *)&address, sizeof address));
 }
 
 // -- Processes -------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Names of files in folders: removing one, and making a new one durable. Source: unlink(2),
-// fsync(2) ("ensuring that the entry in the directory has also reached disk"). Blocks.
+// Names of files in folders: removing and renaming one, and making a new one durable.
+// Source: unlink(2), rename(2), fsync(2) ("ensuring that the entry in the directory has also
+// reached disk"). Blocks.
 
 import CLinux
 import Glibc
@@ -13,6 +14,14 @@ public enum FolderEntry {
     // SAFETY: the C call reads a C string and fills a local value during the call only.
     guard unsafe unlink(path) == 0 else {
       throw SystemError(errno: Glibc.errno, call: "unlink")
+    }
+  }
+
+  /// Gives the file at `path` the name `newPath`, in place of a file that has it.
+  public static func rename(_ path: String, to newPath: String) throws(SystemError) {
+    // SAFETY: as above.
+    guard unsafe Glibc.rename(path, newPath) == 0 else {
+      throw SystemError(errno: Glibc.errno, call: "rename")
     }
   }
 

@@ -4,7 +4,7 @@
 
 import Glibc
 
-/// A running thread. It has to be joined, which waits for its function to return.
+/// A running thread. It has to be joined, which waits for its function to return, or let go.
 public struct OwnThread: ~Copyable {
   private final class Body {
     let run: () -> Void
@@ -37,5 +37,11 @@ public struct OwnThread: ~Copyable {
     // The thread was never detached and is joined once, because the value is consumed.
     let result = pthread_join(thread, nil)
     precondition(result == 0, "a thread cannot be joined")
+  }
+
+  /// Lets the thread end by itself; nobody can wait for that any more.
+  public consuming func detach() {
+    let result = pthread_detach(thread)
+    precondition(result == 0, "a thread cannot be detached")
   }
 }

@@ -48,6 +48,22 @@ import Testing
   }
 }
 
+@Suite struct `The options of strata nbd` {
+  @Test(arguments: ["list", "info", "map", "copy", "ping"])
+  func `are all in the manual page`(verb: String) throws {
+    let result = try runTool(ServedProcess.path(of: "strata"), "nbd", verb, "--help")
+    #expect(result.code == 0)
+    let page = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+      .appendingPathComponent("../../tools/man/strata.1")
+    let manual = try String(contentsOf: page, encoding: .utf8).replacing("\\-", with: "-")
+    let words = result.output.split(separator: "\n").filter { $0.hasPrefix("  -") }
+      .flatMap { $0.split(whereSeparator: { " ,|[]<".contains($0) }) }
+    for option in words where option.hasPrefix("-") {
+      #expect(manual.contains(option), "\(verb) \(option)")
+    }
+  }
+}
+
 @Suite struct `strata serve` {
   @Test func `becomes stratad and prints the line for QEMU`() throws {
     let fixture = try ServeFixture()

@@ -17,6 +17,8 @@ private let arrows: [String: Set<String>] = [
   "DataPlane": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Inflate", "Synchronization",
   ],
+  // The mailbox between tasks and a connection's thread is a mutex.
+  "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "Synchronization"],
   "ImageTools": ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
@@ -24,7 +26,10 @@ private let arrows: [String: Set<String>] = [
   "stratad": [
     "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
-  "strata": ["Control", "ImageTools", "LinuxIO", "BlockTypes", "Qcow2", "ArgumentParser"],
+  "strata": [
+    "Control", "ImageTools", "NBDClient", "NBDProtocol", "LinuxIO", "BlockTypes", "Qcow2",
+    "Synchronization", "ArgumentParser",
+  ],
 ]
 
 /// Modules that may call the C library by themselves; the pure ones may not.

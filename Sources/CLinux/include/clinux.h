@@ -90,6 +90,9 @@ int clinux_socket(int family, int type);
 int clinux_bind_unix(int socket, const void *path, size_t byte_count);
 int clinux_connect_unix(int socket, const void *path, size_t byte_count);
 
+/// Starts connecting to a virtual machine or its host (vsock(7)).
+int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port);
+
 // -- Processes -------------------------------------------------------------------------------
 
 /// Swift hides fork; it may only be called while the process has one thread.

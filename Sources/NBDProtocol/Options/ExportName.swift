@@ -16,6 +16,11 @@ public enum ExportName {
       && String(validating: bytes, as: UTF8.self) != nil
   }
 
+  /// Whether `name` can be the name of a meta context: a string, and not empty.
+  public static func isContextName(_ name: String) -> Bool {
+    !name.isEmpty && isWellFormed(name.utf8)
+  }
+
   /// `bytes` as text for an error: at most 80 scalars, control characters replaced.
   ///
   /// A name of 4096 bytes once ended QEMU's server through its own error text (CVE-2020-10761).
@@ -29,6 +34,13 @@ public enum ExportName {
       text.append(isShowable(scalar) ? scalar : "\u{fffd}")
     }
     return String(text)
+  }
+
+  /// A peer's text in full, with control characters replaced: what a terminal may be given.
+  public static func printable(_ text: String) -> String {
+    var shown = String.UnicodeScalarView()
+    for scalar in text.unicodeScalars { shown.append(isShowable(scalar) ? scalar : "\u{fffd}") }
+    return String(shown)
   }
 
   private static func isShowable(_ scalar: Unicode.Scalar) -> Bool {
