@@ -59,6 +59,8 @@ let package = Package(
       name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
       swiftSettings: strict),
 
+    .target(name: "NBDLint", dependencies: ["LinuxIO", "ImageTools"], swiftSettings: strict),
+
     // L5: policy.
     .target(
       name: "Control",
@@ -72,7 +74,7 @@ let package = Package(
       name: "stratad", dependencies: ["Control", "ImageTools", argumentParser],
       swiftSettings: strict),
     .executableTarget(
-      name: "strata", dependencies: ["Control", "ImageTools", argumentParser],
+      name: "strata", dependencies: ["Control", "ImageTools", "NBDLint", argumentParser],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.
@@ -100,6 +102,11 @@ let package = Package(
       swiftSettings: tests),
     .testTarget(
       name: "ServeTests", dependencies: ["TestSupport", "strata", "stratad"],
+      swiftSettings: tests),
+
+    // T: the judge, before right servers and before wrong ones.
+    .testTarget(
+      name: "NBDLintTests", dependencies: ["NBDLint", "TestSupport", "strata", "stratad"],
       swiftSettings: tests),
 
     // T: images, their headers, tables and verbs; QEMU's tools are the peers.

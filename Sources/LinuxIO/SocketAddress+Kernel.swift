@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// TCP addresses in the shape that the kernel wants. Source: ip(7), ipv6(7), bind(2),
+// TCP addresses in the shape that the kernel wants. Source: ip(7), ipv6(7), bind(2), connect(2),
 // getsockname(2), getpeername(2).
 
 import Glibc
@@ -58,32 +58,46 @@ extension SocketAddress {
   }
 
   func bind(_ descriptor: Int32) throws(SocketError) {
-    let result: Int32
+    // SAFETY: the address outlives the call and has the size that is passed.
+    let result = unsafe withKernelAddress { unsafe Glibc.bind(descriptor, $0, $1) }
+    guard result == 0 else {
+      throw errno == EADDRINUSE ? .taken : .system(SystemError(errno: errno, call: "bind"))
+    }
+  }
+
+  /// Starts to connect `descriptor` to this address; returns 0 or an errno, such as EINPROGRESS.
+  func connect(_ descriptor: Int32) -> Int32 {
+    // SAFETY: as above.
+    let result = unsafe withKernelAddress { unsafe Glibc.connect(descriptor, $0, $1) }
+    return result == 0 ? 0 : errno
+  }
+
+  /// Calls `body` with this address in the shape of its family, and its size.
+  @unsafe private func withKernelAddress(
+    _ body: (UnsafePointer<sockaddr>?, socklen_t) -> Int32
+  ) -> Int32 {
     if bytes.count == 4 {
       var value = sockaddr_in()
       value.sin_family = sa_family_t(AF_INET)
       value.sin_port = port.bigEndian
       unsafe withUnsafeMutableBytes(of: &value.sin_addr) { unsafe $0.copyBytes(from: bytes) }
       // SAFETY: `value` outlives the call and has the size that is passed.
-      result = unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.bind(descriptor, $0) }
-    } else {
-      var value = sockaddr_in6()
-      value.sin6_family = sa_family_t(AF_INET6)
-      value.sin6_port = port.bigEndian
-      value.sin6_scope_id = scope
-      unsafe withUnsafeMutableBytes(of: &value.sin6_addr) { unsafe $0.copyBytes(from: bytes) }
-      // SAFETY: as above.
-      result = unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.bind(descriptor, $0) }
+      return unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.call(body, with: $0) }
     }
-    guard result == 0 else {
-      throw errno == EADDRINUSE ? .taken : .system(SystemError(errno: errno, call: "bind"))
-    }
+    var value = sockaddr_in6()
+    value.sin6_family = sa_family_t(AF_INET6)
+    value.sin6_port = port.bigEndian
+    value.sin6_scope_id = scope
+    unsafe withUnsafeMutableBytes(of: &value.sin6_addr) { unsafe $0.copyBytes(from: bytes) }
+    // SAFETY: as above.
+    return unsafe withUnsafeBytes(of: &value) { unsafe SocketAddress.call(body, with: $0) }
   }
 
-  private static func bind(_ descriptor: Int32, _ buffer: UnsafeRawBufferPointer) -> Int32 {
-    unsafe Glibc.bind(
-      descriptor, buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self),
-      socklen_t(buffer.count))
+  @unsafe private static func call(
+    _ body: (UnsafePointer<sockaddr>?, socklen_t) -> Int32, with buffer: UnsafeRawBufferPointer
+  ) -> Int32 {
+    unsafe body(
+      buffer.baseAddress?.assumingMemoryBound(to: sockaddr.self), socklen_t(buffer.count))
   }
 }
 

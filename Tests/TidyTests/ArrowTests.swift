@@ -17,13 +17,17 @@ private let arrows: [String: Set<String>] = [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "Inflate", "Synchronization",
   ],
   "ImageTools": ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
+  // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
+  "NBDLint": ["LinuxIO", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "Sandbox", "DataPlane", "ImageTools",
   ],
   "stratad": [
     "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
-  "strata": ["Control", "ImageTools", "LinuxIO", "BlockTypes", "Qcow2", "ArgumentParser"],
+  "strata": [
+    "Control", "ImageTools", "NBDLint", "LinuxIO", "BlockTypes", "Qcow2", "ArgumentParser",
+  ],
 ]
 
 /// Modules that may call the C library by themselves; the pure ones may not.
