@@ -85,9 +85,10 @@ let package = Package(
     // T: the rules of tools/STYLE.md and the arrows above.
     .testTarget(name: "TidyTests", swiftSettings: tests),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: tests),
-    // Black box: needs the built daemon, imports none of its code.
+    // Black box: needs the built daemon, imports none of its code; lint has its own.
     .testTarget(
-      name: "ConformanceTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
+      name: "ConformanceTests", dependencies: ["NBDLint", "TestSupport", "stratad"],
+      swiftSettings: tests),
 
     // T: the corpus and the standard clients, in both directions.
     .testTarget(

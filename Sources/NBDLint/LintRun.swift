@@ -40,6 +40,9 @@ public struct LintRun {
         server.servesSecondClient = server.withShortDeadline.greets
       }
     } catch { noEntry = LintOutcome(error, deadlineSeconds: server.deadlineSeconds).text }
+    guard isThere() else {
+      throw LintRefusal("the server ended with its first client; let it serve more than one")
+    }
   }
 
   /// Judges by one check.
@@ -50,7 +53,7 @@ public struct LintRun {
   private mutating func outcome(of check: LintCheck) -> LintOutcome {
     if let end { return .skipped(end) }
     if check.writes && !mayWrite { return .destructiveSkipped }
-    if wantsTLS && check.group != "greet" && check.group != "tls" {
+    if wantsTLS && !LintRun.idsBeforeTLS.contains(check.id) && check.group != "tls" {
       return .skipped("the server wants TLS first")
     }
     if let noEntry, !LintRun.groupsWithoutEntry.contains(check.group) {
@@ -58,11 +61,19 @@ public struct LintRun {
     }
     do throws(LintStop) { try check.body(server) } catch {
       if case .notRestored(let reason) = error { end = "after \(check.id): \(reason)" }
+      if case .timedOut(Probe.greetingText) = error, !server.servesSecondClient {
+        return .skipped("the server serves one client at a time")
+      }
       if case .skipped = error {} else { waitForServer(after: check) }
       return LintOutcome(error, deadlineSeconds: server.deadlineSeconds)
     }
     return .pass
   }
+
+  /// What can be judged where everything but STARTTLS is refused, besides `tls`.
+  private static let idsBeforeTLS: Set<String> = [
+    "greet.magic", "greet.flags", "greet.unknown-client-flag",
+  ]
 
   /// Groups that say something even when the way into an export is broken.
   private static let groupsWithoutEntry: Set<String> = [
@@ -71,13 +82,16 @@ public struct LintRun {
 
   /// After a failure: a server that died may be started again by its keeper.
   private mutating func waitForServer(after check: LintCheck) {
+    if !isThere() { end = "the server is gone since \(check.id)" }
+  }
+
+  /// Whether somebody answers within three seconds.
+  private func isThere() -> Bool {
     for _ in 0..<30 {
-      do throws(LintStop) {
-        _ = try server.connect()
-        return
-      } catch { MonotonicClock.sleep(milliseconds: 100) }
+      if server.answers { return true }
+      MonotonicClock.sleep(milliseconds: 100)
     }
-    end = "the server is gone since \(check.id)"
+    return false
   }
 }
 
@@ -101,6 +115,16 @@ public struct LintSurvey: Hashable, Sendable {
 extension LintServer {
   fileprivate var withShortDeadline: LintServer {
     LintServer(place: place, deadlineSeconds: min(deadlineSeconds, 2))
+  }
+
+  /// Whether somebody is there: says something, or at least does not leave at once.
+  fileprivate var answers: Bool {
+    do throws(LintStop) {
+      let probe = try connect()
+      guard probe.socket.hasInput(withinMilliseconds: 1000) else { return true }
+      _ = try probe.socket.receive(1, "a byte of a greeting")
+      return true
+    } catch { return false }
   }
 
   /// Whether a greeting comes.

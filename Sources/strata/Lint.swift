@@ -51,7 +51,9 @@ struct Lint: ParsableCommand {
 
   func run() throws {
     let checks = LintCatalogue.checks(downTo: level, only: only)
-    guard !checks.isEmpty else { throw refusal("no check is named \(only.joined(separator: ", "))") }
+    guard !checks.isEmpty else {
+      throw refusal("no check is named \(only.joined(separator: ", "))")
+    }
     if list {
       json ? print(LintCheck.jsonText(of: checks)) : printList(checks)
       return

@@ -13,7 +13,7 @@ enum Main {
     var command: any ParsableCommand
     do {
       command = try Strata.parseAsRoot()
-    } catch where Strata.exitCode(for: error) != .success && isLint {
+    } catch  where Strata.exitCode(for: error) != .success && isLint {
       // Status 1 of lint means a broken rule, and 64 nothing: its page promises 2.
       report(Strata.fullMessage(for: error))
       Strata.exit(withError: ExitCode(Lint.usageExitCode))

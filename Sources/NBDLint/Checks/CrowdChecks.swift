@@ -110,7 +110,7 @@ enum CrowdChecks {
       _ = probe.socket.hasInput(withinMilliseconds: 1000)
       probe.socket.abandon()
     }
-    try server.demandService()
+    try server.demandServiceAfterDeath()
   }
 
   private static func writers(_ server: LintServer) throws(LintStop) {

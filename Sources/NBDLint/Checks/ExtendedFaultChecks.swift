@@ -20,7 +20,7 @@ enum ExtendedFaultChecks {
       "ext.compact-magic", .quality, "A compact request gets the end or an error, not success.",
       Source.draft("Extended request message"), run: compactMagic),
     LintCheck(
-      "ext.read-64bit-length", .must, "A length above 32 bits is not cut: READ of it gets an error.",
+      "ext.read-64bit-length", .must, "A length above 32 bits is not cut: READ of it is an error.",
       Source.draft("Request types"), run: read64),
     LintCheck(
       "ext.trim-wz-64bit-oob", .must, "TRIM and WRITE_ZEROES of 2^32 bytes past the end: an error.",

@@ -328,13 +328,20 @@ enum MetaChecks {
   }
 
   private static func failedSet(_ server: LintServer) throws(LintStop) {
-    let probe = try structured(server)
-    try probe.select([base], of: server.export)
-    // The count of queries promises more than comes.
-    let answer = try probe.ask(
-      Option.setMeta, counted(server.export) + wire(UInt32(1), UInt32.max))
-    try need(answer.end.isError, "no way was found to make SET_META_CONTEXT fail")
-    try demandNoContext(probe, server, after: "a SET_META_CONTEXT that failed")
+    let ways: [(what: String, data: [UInt8])] = [
+      ("without data", []),
+      ("of an unknown export", Probe.metaData("lint-asks-for-what-nobody-has", [base])),
+      ("with a query cut short", counted(server.export) + wire(UInt32(1), UInt32.max)),
+    ]
+    var failedCount = 0
+    for way in ways {
+      let probe = try structured(server)
+      try probe.select([base], of: server.export)
+      guard try probe.ask(Option.setMeta, way.data).end.isError else { continue }
+      failedCount += 1
+      try demandNoContext(probe, server, after: "SET_META_CONTEXT \(way.what), which failed")
+    }
+    try need(failedCount > 0, "no way was found to make SET_META_CONTEXT fail")
   }
 
   private static func otherExport(_ server: LintServer) throws(LintStop) {

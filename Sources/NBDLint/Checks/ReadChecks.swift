@@ -20,7 +20,7 @@ enum ReadChecks {
       "read.unaligned", .must, "A client that agreed on nothing may read any range of bytes.",
       Source.text("Size constraints"), run: unaligned),
     LintCheck(
-      "read.misaligned", .should, "Where block sizes were agreed on, a misaligned READ gets EINVAL.",
+      "read.misaligned", .should, "Where block sizes were agreed on, misaligned READs get EINVAL.",
       Source.text("Size constraints"), run: misaligned),
     LintCheck(
       "read.32M", .should, "A READ of 2^25 bytes is served.",

@@ -34,7 +34,8 @@ enum SlowChecks {
     for _ in 0..<20 {
       _ = try good.bytes(0, good.blockByteCount)
     }
-    try server.demandService()
+    stalled.socket.abandon()
+    try server.demandServiceAfterDeath()
   }
 
   private static func slowPayload(_ server: LintServer) throws(LintStop) {

@@ -90,7 +90,7 @@ enum StatusChecks {
         offset += length
       }
     }
-    throw .skipped("the disk has too many extents to walk: \(stepCountMax) requests got to \(offset)")
+    throw .skipped("too many extents to walk: \(stepCountMax) requests got to \(offset)")
   }
 
   private static func basic(_ server: LintServer) throws(LintStop) {

@@ -3,6 +3,8 @@
 // Bytes of the disk that a check borrows: saved before, given back after.
 // This file performs socket I/O.
 
+import LinuxIO
+
 extension LintServer {
   /// A part of the disk that may be written to.
   struct Area {
@@ -26,6 +28,7 @@ extension LintServer {
       probe.size >= UInt64(byteCount), "the export is smaller than \(byteCount) bytes")
     // In the middle, where neither a partition table nor its copy is; on whole blocks.
     let half = (probe.size - UInt64(byteCount)) / 2
+    probe.disconnect()
     try withArea(half & ~0xf_ffff, byteCount, body)
   }
 
@@ -36,11 +39,27 @@ extension LintServer {
     let area = Area(offset: offset, byteCount: byteCount, saved: try save(offset, byteCount))
     var stop: LintStop?
     do throws(LintStop) { try body(area) } catch { stop = error }
-    do throws(LintStop) { try giveBack(area) } catch {
-      let text = LintOutcome(error, deadlineSeconds: deadlineSeconds).text
+    if let failure = giveBackPatiently(area) {
+      let text = LintOutcome(failure, deadlineSeconds: deadlineSeconds).text
       throw .notRestored("\(byteCount) bytes at \(offset) may differ now: \(text)")
     }
     if let stop { throw stop }
+  }
+
+  /// Tries ten times in three seconds: a server that died may be started again by its keeper.
+  private func giveBackPatiently(_ area: Area) -> LintStop? {
+    var failure: LintStop?
+    for _ in 0..<10 {
+      do throws(LintStop) {
+        try giveBack(area)
+        return nil
+      } catch { failure = error }
+      switch failure {
+      case .ended, .unreachable: MonotonicClock.sleep(milliseconds: 300)
+      case .broken, .timedOut, .skipped, .notRestored, nil: return failure
+      }
+    }
+    return failure
   }
 
   private func save(_ offset: UInt64, _ byteCount: Int) throws(LintStop) -> [UInt8] {

@@ -39,6 +39,9 @@ final class Probe {
   /// The most replies to one option.
   static let replyCountMax = 10_000
 
+  /// What is waited for first.
+  static let greetingText = "a greeting of 18 bytes"
+
   init(_ socket: ProbeSocket) { self.socket = socket }
 
   func has(_ flag: UInt16) -> Bool { flags & flag != 0 }
@@ -51,7 +54,7 @@ final class Probe {
 
   /// Reads the greeting and answers with `flags`, by default with those that were offered.
   func greet(flags: UInt32? = nil) throws(LintStop) {
-    var reader = FieldReader(try socket.receive(18, "a greeting of 18 bytes"), of: "the greeting")
+    var reader = FieldReader(try socket.receive(18, Probe.greetingText), of: "the greeting")
     let magic = try reader.integer(UInt64.self)
     let style = try reader.integer(UInt64.self)
     try demand(

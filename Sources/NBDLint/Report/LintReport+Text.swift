@@ -53,14 +53,14 @@ extension LintReport {
     var lines = ["not judged:"]
     for reason in reasons {
       let list = ids[reason] ?? []
-      lines.append("  \(reason): \(LintReport.wrapped(list))")
+      lines.append("  \(reason):" + LintReport.wrapped(list))
     }
     return lines + [""]
   }
 
   /// Names by blanks, on lines of their own when there are many.
   private static func wrapped(_ words: [String]) -> String {
-    guard words.count > 2 else { return words.joined(separator: " ") }
+    guard words.count > 2 else { return " " + words.joined(separator: " ") }
     var lines: [String] = []
     var line = "   "
     for word in words {
