@@ -14,8 +14,8 @@ struct Lint: ParsableCommand {
       of the disk are overwritten and given back afterwards: nobody else may use the disk, and \
       the run must not be interrupted.
 
-      Exit status: 0 when no MUST is broken, 1 when one is (with --strict: or a SHOULD), 2 for wrong \
-      options and when there is no server.
+      Exit status: 0 when no MUST is broken, 1 when one is (with --strict: or a SHOULD), 2 for \
+      wrong options and when there is no server.
       """)
 
   @Flag(help: "Print JSON.")
