@@ -67,6 +67,8 @@ let package = Package(
       name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
       swiftSettings: strict),
 
+    .target(name: "NBDLint", dependencies: ["LinuxIO", "ImageTools"], swiftSettings: strict),
+
     // L5: policy.
     .target(
       name: "Control",
@@ -81,7 +83,7 @@ let package = Package(
       name: "stratad", dependencies: ["Control", "ImageTools", argumentParser],
       swiftSettings: strict),
     .executableTarget(
-      name: "strata", dependencies: ["Control", "ImageTools", "NBDClient", argumentParser],
+      name: "strata", dependencies: ["Control", "ImageTools", "NBDClient", "NBDLint", argumentParser],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.
@@ -100,9 +102,10 @@ let package = Package(
     // T: the rules of tools/STYLE.md and the arrows above.
     .testTarget(name: "TidyTests", swiftSettings: tests),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: tests),
-    // Black box: needs the built daemon, imports none of its code.
+    // Black box: needs the built daemon, imports none of its code; lint has its own.
     .testTarget(
-      name: "ConformanceTests", dependencies: ["TestSupport", "stratad"], swiftSettings: tests),
+      name: "ConformanceTests", dependencies: ["NBDLint", "TestSupport", "stratad"],
+      swiftSettings: tests),
 
     // T: the corpus and the standard clients, in both directions.
     .testTarget(
@@ -120,6 +123,11 @@ let package = Package(
       swiftSettings: tests),
     .testTarget(
       name: "ServeTests", dependencies: ["TestSupport", "strata", "stratad"],
+      swiftSettings: tests),
+
+    // T: the judge, before right servers and before wrong ones.
+    .testTarget(
+      name: "NBDLintTests", dependencies: ["NBDLint", "TestSupport", "strata", "stratad"],
       swiftSettings: tests),
 
     // T: images, their headers, tables and verbs; QEMU's tools are the peers.

@@ -13,6 +13,10 @@ enum Main {
     var command: any ParsableCommand
     do {
       command = try Strata.parseAsRoot()
+    } catch  where Strata.exitCode(for: error) != .success && isLint {
+      // Status 1 of lint means a broken rule, and 64 nothing: its page promises 2.
+      report(Strata.fullMessage(for: error))
+      Strata.exit(withError: ExitCode(Lint.usageExitCode))
     } catch {
       Strata.exit(withError: error)
     }
@@ -33,6 +37,9 @@ enum Main {
   }
 }
 
+/// Whether the verb on the command line is `lint`.
+private var isLint: Bool { CommandLine.arguments.dropFirst().first == "lint" }
+
 /// Says something on standard error. A stream that cannot be written is ignored: there is nobody
 /// left to tell.
 func report(_ line: String) {
@@ -46,7 +53,7 @@ struct Strata: ParsableCommand {
     version: "0.1.0",
     subcommands: [
       Create.self, Serve.self, Info.self, Check.self, Map.self, Status.self, Clients.self,
-      Kick.self, NBD.self,
+      Kick.self, NBD.self, Lint.self,
     ])
 }
 

@@ -10,26 +10,6 @@ import Testing
   let disk: ServedDisk
   init() throws { disk = try ServedDisk() }
 
-  @Test func `greet.magic: the server speaks first, with NBDMAGIC, IHAVEOPT and 16 bits`() throws {
-    let client = try WireClient(path: disk.socketPath)
-    try client.greet()
-    #expect(!client.socket.hasInput(within: 0.05))  // and waits then
-  }
-
-  @Test func `greet.flags: fixed newstyle is set and no flag besides NO_ZEROES`() throws {
-    let client = try disk.greeted()
-    #expect(client.handshakeFlags & 1 == 1)
-    #expect(client.handshakeFlags & ~3 == 0)
-  }
-
-  @Test func `greet.unknown-client-flag: the connection is dropped`() throws {
-    for flags in [4, 0x8000_0000, 7] as [UInt32] {
-      let client = try disk.greeted(flags: flags)
-      #expect(try client.socket.receiveUntilEnd().isEmpty)
-    }
-    #expect(try disk.serves())
-  }
-
   @Test func `greet.no-fixed-newstyle: EXPORT_NAME alone works`() throws {
     let client = try disk.greeted(flags: 0)
     let zeroes = try client.enterByName(expectsZeroes: true)
@@ -45,13 +25,6 @@ import Testing
   let disk: ServedDisk
   init() throws { disk = try ServedDisk() }
 
-  @Test func `opt.bad-magic: a hard disconnect`() throws {
-    let client = try disk.greeted()
-    try client.socket.send(Array("IHAVEOPX".utf8) + wire(UInt32(3), UInt32(0)))
-    #expect(try client.socket.receiveUntilEnd().isEmpty)
-    #expect(try disk.serves())
-  }
-
   @Test func `opt.unknown, opt.peek-export: ERR_UNSUP, and the next message is understood`() throws
   {
     let client = try disk.greeted()
@@ -66,12 +39,6 @@ import Testing
     for count in [1, 4096, 65_536, 1 << 20] {
       #expect(try client.ask(99, zeroes(count)).type == OptionAnswer.unsup)
     }
-    try client.go()
-  }
-
-  @Test func `opt.unknown-20: twenty unknown options are answered`() throws {
-    let client = try disk.greeted()
-    for _ in 0..<20 { #expect(try client.ask(77).type == OptionAnswer.unsup) }
     try client.go()
   }
 

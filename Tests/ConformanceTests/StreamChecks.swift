@@ -94,14 +94,6 @@ import Testing
     }
   }
 
-  @Test func `order.duplicate-cookie: the server does not care`() throws {
-    let client = try disk.client(structured: false)
-    let header = WireClient.header(0, cookie: 7, offset: 0, length: 512)
-    try client.socket.send(header + header + header)
-    let expected = wire(UInt32(0x6744_6698), UInt32(0), UInt64(7)) + ServedDisk.expected(0, 512)
-    for _ in 0..<3 { #expect(try client.socket.receive(528) == expected) }
-  }
-
   @Test func `order.flush-covers: what was answered before a FLUSH is in the file`() throws {
     let client = try disk.client()
     #expect(try client.write(3 << 20, filler(1 << 20)) == 0)
@@ -113,12 +105,6 @@ import Testing
 @Suite struct `the end of a session` {
   let disk: ServedDisk
   init() throws { disk = try ServedDisk() }
-
-  @Test func `disc.soft: no reply, then the end`() throws {
-    let client = try disk.client()
-    #expect(try client.read(0, 512).error == 0)
-    try client.disconnect()
-  }
 
   @Test(arguments: DiskKind.allCases)
   func `disc.outstanding-writes: all are done`(_ kind: DiskKind) throws {

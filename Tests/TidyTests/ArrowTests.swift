@@ -20,6 +20,8 @@ private let arrows: [String: Set<String>] = [
   // The mailbox between tasks and a connection's thread is a mutex.
   "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "Synchronization"],
   "ImageTools": ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
+  // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
+  "NBDLint": ["LinuxIO", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
   ],
@@ -27,7 +29,7 @@ private let arrows: [String: Set<String>] = [
     "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
   "strata": [
-    "Control", "ImageTools", "NBDClient", "NBDProtocol", "LinuxIO", "BlockTypes", "Qcow2",
+    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "BlockTypes", "Qcow2",
     "Synchronization", "ArgumentParser",
   ],
 ]
