@@ -22,7 +22,7 @@ extension ServerHandshake {
   /// Enters the export or closes: this option has no error reply.
   mutating func answerExportName(_ name: [UInt8]) {
     guard !isStopping else { return hangUp(.stopping) }
-    guard !extendedHeaders else { return hangUp(.exportNameWithExtendedHeaders) }
+    guard framing != .extended else { return hangUp(.exportNameWithExtendedHeaders) }
     guard ExportName.isWellFormed(name) else { return hangUp(.malformedExportName) }
     guard let index = exportIndex(named: name[...]) else {
       return hangUp(.unknownExport(shownName: ExportName.shown(name)))
@@ -60,8 +60,8 @@ extension ServerHandshake {
   /// and have selected contexts of this export.
   private func flags(of index: Int) -> TransmissionFlags {
     exports[index].traits.transmissionFlags(
-      structuredReplies: structuredReplies || extendedHeaders,
-      statusPayload: extendedHeaders && !contexts(of: index).isEmpty)
+      structuredReplies: framing.hasChunks,
+      statusPayload: framing == .extended && !contexts(of: index).isEmpty)
   }
 
   /// Ends the handshake.
@@ -71,7 +71,8 @@ extension ServerHandshake {
       "a client passed the barrier of TLS")
     outcome = .ready(
       Negotiated(
-        exportIndex: index, structuredReplies: structuredReplies, extendedHeaders: extendedHeaders,
-        contexts: contexts(of: index), blockSizesAgreed: blockSizesAgreed))
+        exportIndex: index, structuredReplies: framing.hasChunks,
+        extendedHeaders: framing == .extended, contexts: contexts(of: index),
+        blockSizesAgreed: blockSizesAgreed))
   }
 }

@@ -21,7 +21,7 @@ extension ServerHandshake {
   /// Selects contexts. The caller has forgotten the earlier selection: a failure leaves none.
   mutating func answerSetMetaContext(_ header: OptionHeader, payload: [UInt8]) {
     do throws(OptionError) {
-      guard structuredReplies || extendedHeaders else {
+      guard framing.hasChunks else {
         throw OptionError(
           .errInvalid, "structured replies or extended headers must be negotiated first")
       }

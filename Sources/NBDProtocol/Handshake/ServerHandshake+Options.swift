@@ -73,27 +73,27 @@ extension ServerHandshake {
   /// - Spec: proto.md, "NBD_OPT_STRUCTURED_REPLY": a repetition MAY be refused as invalid.
   private mutating func answerStructuredReply(_ header: OptionHeader) {
     guard header.payloadByteCount == 0 else { return replyDataRefused(to: header) }
-    guard !extendedHeaders else {
+    switch framing {
+    case .simple:
+      framing = .structured
+      reply(.ack, to: header)
+    case .structured:
+      reply(OptionError(.errInvalid, "structured replies are already negotiated"), to: header)
+    case .extended:
       let error = OptionError(.errExtHeaderReqd, "extended headers are already negotiated")
-      return reply(error, to: header)
+      reply(error, to: header)
     }
-    guard !structuredReplies else {
-      let error = OptionError(.errInvalid, "structured replies are already negotiated")
-      return reply(error, to: header)
-    }
-    structuredReplies = true
-    reply(.ack, to: header)
   }
 
   /// - Spec: proto.md, branch extension-ext-header, "NBD_OPT_EXTENDED_HEADERS": also without
   ///   structured replies; a repetition MAY be refused as invalid.
   private mutating func answerExtendedHeaders(_ header: OptionHeader) {
     guard header.payloadByteCount == 0 else { return replyDataRefused(to: header) }
-    guard !extendedHeaders else {
+    guard framing != .extended else {
       let error = OptionError(.errInvalid, "extended headers are already negotiated")
       return reply(error, to: header)
     }
-    extendedHeaders = true
+    framing = .extended
     reply(.ack, to: header)
   }
 

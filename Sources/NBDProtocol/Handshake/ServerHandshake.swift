@@ -54,9 +54,8 @@ public struct ServerHandshake: Sendable {
   var optionCount = 0
   var isFixedNewstyle = false
   var sendsNoZeroes = false
-  var structuredReplies = false
-  /// Takes precedence over structured replies.
-  var extendedHeaders = false
+  /// Simple until the client asks for more; extended takes precedence over structured.
+  var framing = ReplyFraming.simple
   /// What the last SET_META_CONTEXT selected, and for which export.
   var selection: (exportIndex: Int, contexts: MetaContextSet)?
   /// What comes and goes is protected by TLS.
