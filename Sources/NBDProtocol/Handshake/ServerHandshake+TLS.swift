@@ -31,7 +31,7 @@ extension ServerHandshake {
   /// Forgets all that options have changed. The count of options stays: it limits the connection.
   /// So do the client's flags, which are no option and are not sent again.
   private mutating func forgetOptions() {
-    structuredReplies = false
+    framing = .simple
     selection = nil
   }
 
