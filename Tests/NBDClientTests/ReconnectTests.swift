@@ -3,6 +3,7 @@
 // Connections that are lost, and what the client makes of it. Rule: what was acknowledged before a
 // flush is durable after it (proto.md, "NBD_CMD_FLUSH"), or the flush says that it is not.
 
+import BlockTypes
 import Foundation
 import NBDClient
 import NBDProtocol
@@ -215,6 +216,49 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
     try await client.disconnect()
     #expect(ContinuousClock.now - start < .seconds(30))  // other tests hold the pool
     #expect(await fault { _ = try await read.value } == .closed)
+  }
+}
+
+/// A disk of data for copies: each block of 4096 bytes has its own number in it.
+private struct NumberedDisk: CopySource {
+  let byteCount: UInt64
+  let blockByteCount: UInt64 = 4096
+
+  func read(_ range: ByteRange) async throws -> [UInt8] { Self.bytes(range) }
+
+  static func bytes(_ range: ByteRange) -> [UInt8] {
+    stride(from: range.start, to: range.end, by: 4096).flatMap {
+      [UInt8](repeating: UInt8(truncatingIfNeeded: $0 / 4096 % 251 + 1), count: 4096)
+    }
+  }
+
+  func ranges(from offset: UInt64, byteCountMax: UInt64) async throws -> [CopyRange] {
+    [CopyRange(ByteRange(start: offset, end: offset + byteCountMax), isZero: false)]
+  }
+}
+
+@Suite struct `A copy to a server that dies` {
+  @Test(arguments: [1, 4]) func `flushes on its way and arrives whole`(_ requests: Int)
+    async throws
+  {
+    let size = 12 << 20
+    let disk = MemoryDisk(byteCount: size)
+    let server = try ScriptedServer { side in
+      try side.negotiate(byteCount: UInt64(size), mode: .simple)
+      var left = 6
+      try disk.serve(side) { _ in
+        left -= 1
+        return side.number < 3 && left == 0
+      }
+    }
+    // Room for two checkpoints and what is in flight, not for the whole disk.
+    let client = try await connect(server, replayByteCountMax: (4 + requests) << 20)
+    let target = RemoteDisk(client, checkpointByteCount: 2 << 20)
+    let source = NumberedDisk(byteCount: UInt64(size))
+    let report = try await Copier(from: source, to: target, requestsMax: requests).run()
+    #expect(report.dataByteCount == UInt64(size))
+    #expect(disk.durableBytes == NumberedDisk.bytes(ByteRange(start: 0, end: UInt64(size))))
+    #expect(disk.history.count { $0 == 3 } >= 3)
   }
 }
 

@@ -67,6 +67,9 @@ public final class FileTarget: CopyTarget {
     try file.write(bytes, at: offset)
   }
 
+  public var checkpointByteCount: UInt64? { nil }
+  public func checkpoint() async throws {}
+
   /// A new file has holes where nothing is written.
   public func zero(_ range: ByteRange) async throws {}
 

@@ -10,9 +10,13 @@ public struct RemoteDisk: CopySource, CopyTarget {
   let connection: NBDConnection
   /// Where `base:allocation` stands among the contexts; nil when the server does not tell.
   private let allocationIndex: Int?
+  public let checkpointByteCount: UInt64?
 
-  public init(_ connection: NBDConnection) {
+  /// - Parameter checkpointByteCount: for targets that reconnect: a flush after so many bytes keeps
+  ///   the client's memory of unflushed writes from running full.
+  public init(_ connection: NBDConnection, checkpointByteCount: UInt64? = nil) {
     self.connection = connection
+    self.checkpointByteCount = checkpointByteCount
     allocationIndex = connection.export.contexts.firstIndex(of: "base:allocation")
   }
 
@@ -56,6 +60,8 @@ public struct RemoteDisk: CopySource, CopyTarget {
         [UInt8](repeating: 0, count: Int(piece.range.byteCount)), at: piece.range.start)
     }
   }
+
+  public func checkpoint() async throws { try await connection.flush() }
 
   public func finish() async throws {
     try await connection.flush()
