@@ -42,6 +42,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       // The first server dies at the flush, with the writes in its cache.
       try disk.serve(side, crashesAt: { side.number == 0 && $0.command == 3 })
     }
+    defer { server.stop() }
     let client = try await connect(server)
     try await client.write([UInt8](repeating: 1, count: 4096), at: 0)
     try await client.write([UInt8](repeating: 2, count: 4096), at: 2048)
@@ -62,6 +63,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: UInt64(byteCount), mode: .simple)
       try disk.serve(side, crashesAt: { side.number == 0 && $0.command == 0 })
     }
+    defer { server.stop() }
     let client = try await connect(server)
     try await client.write([1], at: 0)
     try await client.flush()
@@ -84,6 +86,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
         return side.number < 5 && left == 0
       }
     }
+    defer { server.stop() }
     let client = try await connect(server)
     try await withThrowingTaskGroup(of: Void.self) { group in
       for index in 0..<64 {
@@ -106,6 +109,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: UInt64(byteCount), mode: .simple)
       try disk.serve(side, crashesAt: { side.number == 0 && $0.command == 0 })
     }
+    defer { server.stop() }
     let client = try await connect(server, replayByteCountMax: 8192)
     for index in 0..<3 {
       try await client.write([UInt8](repeating: 1, count: 4096), at: UInt64(index * 4096))
@@ -136,6 +140,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
           side.waitForEnd()
         }
       }
+      defer { server.stop() }
       let client = try await connect(server)
       let seen = await fault { _ = try await client.read(at: 0, byteCount: 1) }
       guard case .exportChanged = seen else {
@@ -157,6 +162,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.chunk(request, 5, wire(UInt32(1), UInt32(512), UInt32(10)))
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(
       NBDURI(endpoint: .unix(path: server.path)),
       ClientOptions(reconnect: .init(secondsMax: 10, firstDelayMilliseconds: 10)))
@@ -176,6 +182,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       }
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await connect(server)
     #expect(try await client.read(at: 5, byteCount: 1) == [42])
   }
@@ -189,6 +196,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
         _ = try side.receiveRequest()
       }
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: 1)
     try await client.write([1], at: 0)
     let seen = await fault { _ = try await client.read(at: 0, byteCount: 1) }
@@ -209,6 +217,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
     let server = try ScriptedServer { side in
       if side.number == 0 { try side.negotiate(byteCount: 1 << 20, mode: .simple) }
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: 60)
     let read = Task { try await client.read(at: 0, byteCount: 1) }
     try await Task.sleep(for: .milliseconds(200))
@@ -251,6 +260,7 @@ private struct NumberedDisk: CopySource {
         return side.number < 3 && left == 0
       }
     }
+    defer { server.stop() }
     // Room for two checkpoints and what is in flight, not for the whole disk.
     let client = try await connect(server, replayByteCountMax: (4 + requests) << 20)
     let target = RemoteDisk(client, checkpointByteCount: 2 << 20)
@@ -268,6 +278,7 @@ private struct NumberedDisk: CopySource {
       try side.negotiate(byteCount: 1 << 20, mode: .simple)
       _ = try side.receiveRequest()
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: nil)
     for _ in 0..<2 {
       guard case .lost = await fault({ try await client.write([1], at: 0) }) else {
@@ -288,6 +299,7 @@ private struct NumberedDisk: CopySource {
       let last = try side.receiveRequest()
       guard last.command == 2 else { throw WireError.violation("no DISC") }
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: nil)
     let seen = await fault { _ = try await client.read(at: 0, byteCount: 1) }
     #expect(seen == .failed(.read, ServerFailure(number: 108)))

@@ -71,12 +71,12 @@ struct NBDCopy: ParsableCommand {
     try runToEnd {
       let source: any CopySource
       if let sourceURI {
-        source = RemoteDisk(try await NBDConnection.connect(sourceURI, sourceOptions))
+        source = RemoteDisk(try await open(sourceURI, sourceOptions))
       } else {
         source = try FileSource(path: sourcePath)
       }
       if let targetURI {
-        let connection = try await NBDConnection.connect(targetURI, targetOptions)
+        let connection = try await open(targetURI, targetOptions)
         guard connection.byteCount >= source.byteCount else {
           throw CopyFault(
             "\(targetURI): \(connection.byteCount) bytes do not hold the \(source.byteCount) of"
