@@ -154,7 +154,7 @@ private func allocated(_ path: String) throws -> Int {
     try makeSource(source)
     let target = folder.path("target.raw")
     // nbdkit's exit-last filter would end it; here the delay keeps the copy long enough.
-    var daemon = try kit(folder, "a.sock", "--filter=delay", "file", source, "rdelay=20ms")
+    var daemon = try kit(folder, "a.sock", "--filter=delay", "file", source, "rdelay=200ms")
     let copied = Lines()
     let done = DispatchSemaphore(value: 0)
     let address = uri(daemon)
@@ -165,7 +165,11 @@ private func allocated(_ path: String) throws -> Int {
       } catch { copied.text = "\(error)" }
       done.signal()
     }
-    usleep(60_000)
+    // The target is made when the source is connected; then come seven reads of 200 ms.
+    let deadline = Deadline(seconds: 60)
+    while deadline.secondsLeft > 0,
+      !FileManager.default.fileExists(atPath: target + ".partial")
+    { usleep(5_000) }
     kill(daemon.processID, SIGKILL)
     usleep(50_000)
     try FileManager.default.removeItem(atPath: folder.path("a.sock"))
