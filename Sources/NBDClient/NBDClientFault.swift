@@ -5,7 +5,7 @@
 
 import NBDProtocol
 
-/// A fault of a connection or of one request.
+/// A fault of a connection or of one request: sentences without the URI, which the caller adds.
 public enum NBDClientFault: Error, Hashable, Sendable {
   /// What the address asks for is not built in.
   case unsupported(String)

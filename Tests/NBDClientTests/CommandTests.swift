@@ -119,11 +119,24 @@ private func allocated(_ path: String) throws -> Int {
     let folder = try TemporaryFolder()
     let daemon = try kit(folder, "a.sock", "data", "1 2 3")
     let target = folder.path("target")
+    #expect(
+      try failure("copy", uri(daemon), folder.path("no/such")).contains(
+        "\(folder.path("no/such")).partial: create: No such file"))
     try Data([9]).write(to: URL(fileURLWithPath: target))
     #expect(try failure("copy", uri(daemon), target).contains("--overwrite"))
     #expect(FileManager.default.contents(atPath: target) == Data([9]))
     _ = try strata("copy", "--overwrite", uri(daemon), target)
     #expect(FileManager.default.contents(atPath: target) == Data([1, 2, 3]))
+  }
+
+  @Test func `of nothing makes nothing`() throws {
+    let folder = try TemporaryFolder()
+    let daemon = try kit(folder, "a.sock", "null", "0")
+    let target = folder.path("target")
+    #expect(try strata("copy", uri(daemon), target) == "copied 0 bytes of data and 0 of zeroes\n")
+    #expect(FileManager.default.contents(atPath: target) == Data())
+    #expect(try strata("map", "--json", uri(daemon)) == "[]\n")
+    #expect(try strata("ping", "--count", "3", uri(daemon)).hasPrefix("3 round trips"))
   }
 
   @Test func `refuses a target that is too small or read-only, before it writes`() throws {
@@ -141,7 +154,7 @@ private func allocated(_ path: String) throws -> Int {
     try makeSource(source)
     let target = folder.path("target.raw")
     // nbdkit's exit-last filter would end it; here the delay keeps the copy long enough.
-    var daemon = try kit(folder, "a.sock", "--filter=delay", "file", source, "rdelay=20ms")
+    var daemon = try kit(folder, "a.sock", "--filter=delay", "file", source, "rdelay=200ms")
     let copied = Lines()
     let done = DispatchSemaphore(value: 0)
     let address = uri(daemon)
@@ -152,7 +165,11 @@ private func allocated(_ path: String) throws -> Int {
       } catch { copied.text = "\(error)" }
       done.signal()
     }
-    usleep(60_000)
+    // The target is made when the source is connected; then come seven reads of 200 ms.
+    let deadline = Deadline(seconds: 60)
+    while deadline.secondsLeft > 0,
+      !FileManager.default.fileExists(atPath: target + ".partial")
+    { usleep(5_000) }
     kill(daemon.processID, SIGKILL)
     usleep(50_000)
     try FileManager.default.removeItem(atPath: folder.path("a.sock"))
@@ -203,6 +220,7 @@ private final class Lines: @unchecked Sendable { var text = "" }
         }
       }
     }
+    defer { server.stop() }
     for option in [[], ["--json"]] {
       let text = try strata(["list"] + option + ["nbd+unix:///?socket=\(server.path)"])
       #expect(text.contains("title"))
@@ -269,7 +287,7 @@ private final class Lines: @unchecked Sendable { var text = "" }
     ]
     for (uri, words) in cases {
       let text = try failure("info", uri)
-      #expect(text.contains("strata: ") && text.contains(words), Comment(rawValue: text))
+      #expect(text.contains("strata: \(uri): ") && text.contains(words), Comment(rawValue: text))
     }
   }
 }

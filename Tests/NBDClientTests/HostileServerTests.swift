@@ -26,6 +26,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
   @Test func `that says nothing is left after the time to open`() async throws {
     // Had the client waited for the server's end, it would say so.
     let server = try ScriptedServer { $0.waitForEnd() }
+    defer { server.stop() }
     let seen = await fault {
       _ = try await NBDConnection.connect(uri(server), ClientOptions(openSecondsMax: 1))
     }
@@ -42,6 +43,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
         usleep(200_000)
       }
     }
+    defer { server.stop() }
     let seen = await fault {
       _ = try await NBDConnection.connect(uri(server), ClientOptions(openSecondsMax: 1))
     }
@@ -53,6 +55,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
 
   @Test func `that is silent while the client goes does not hold it`() async throws {
     let server = try ScriptedServer { $0.waitForEnd() }
+    defer { server.stop() }
     let opening = Task {
       try await NBDConnection.connect(uri(server), ClientOptions(openSecondsMax: 60))
     }
@@ -70,6 +73,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.chunk(wrong, 0)
       side.waitForEnd()
     }
+    defer { server.stop() }
     // Reconnecting to such a server would be no help.
     let client = try await NBDConnection.connect(
       uri(server), ClientOptions(reconnect: .init(secondsMax: 5)))
@@ -85,6 +89,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.send(wire(UInt32(0x668e_33ef), UInt16(1), UInt16(0), UInt64(1), UInt32(0)))
       side.waitForEnd()
     }
+    defer { server.stop() }
     let seen = await fault {
       let client = try await NBDConnection.connect(uri(server))
       try await client.flush()
@@ -107,6 +112,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
         + data
       try side.send(Array(bytes[..<side.number]))
     }
+    defer { server.stop() }
     for _ in 0..<whole {
       let client = try await NBDConnection.connect(uri(server))
       guard case .lost = await fault({ _ = try await client.read(at: 0, byteCount: 4) }) else {
@@ -125,6 +131,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: 1 << 20)
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(uri(server), ClientOptions(replySecondsMax: 1))
     guard case .timedOut = await fault({ _ = try await client.read(at: 0, byteCount: 4) }) else {
       Issue.record("a silent server was waited for")
@@ -137,6 +144,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
     let server = try ScriptedServer { side in
       try side.send(Array("NBDMAGICIHAVEOPT".utf8), wire(UInt16(3)))
     }
+    defer { server.stop() }
     let secure = try NBDURI("nbds+unix:///?socket=\(server.path)")
     guard case .unsupported = await fault({ _ = try await NBDConnection.connect(secure) }) else {
       Issue.record("TLS was given up")
@@ -151,6 +159,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: 4096)
       side.waitForEnd()
     }
+    defer { server.stop() }
     let text = server.path.replacingOccurrences(of: "\0", with: "%00")
     let client = try await NBDConnection.connect(try NBDURI("nbd+unix:///?socket=\(text)"))
     #expect(client.byteCount == 4096)
@@ -165,6 +174,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
         try side.negotiate(byteCount: 1 << 20, mode: .simple)
         try disk.serve(side)
       }, isTCP: true)
+    defer { server.stop() }
     // "localhost" may be ::1 first, where nobody listens: the next address is tried.
     let client = try await NBDConnection.connect(try NBDURI("nbd://\(host):\(server.port)"))
     try await client.write([UInt8](repeating: 3, count: 1 << 20), at: 0)
@@ -177,6 +187,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: 4096)
       side.waitForEnd()
     }
+    defer { server.stop() }
     guard case .unreachable = await fault({ _ = try await NBDConnection.connect(uri(server)) })
     else {
       Issue.record("nobody answered, and that was no error")
@@ -209,6 +220,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       guard request.command == 2 else { throw WireError.violation("\(request.command) was sent") }
       try side.send([1])
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(uri(server))
     let faults = [
       await fault { try await client.write([1], at: 0) },
@@ -239,6 +251,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: 1 << 20, mode: .simple, blocks: [1, 4096, 4096])
       try disk.serve(side)
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(uri(server))
     let bytes = (0..<10_000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
     try await client.write(bytes, at: 99)
@@ -260,6 +273,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.chunk(zeroes, 0)
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(uri(server))
     #expect(client.session.mode == .extended)
     try await client.write([1, 2], at: 3)
@@ -276,6 +290,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.reply(fast, data: [2])
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(uri(server))
     let slow = Task { try await client.read(at: 0, byteCount: 1) }
     try await Task.sleep(for: .milliseconds(100))
@@ -295,6 +310,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: 1 << 20, mode: .simple)
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(
       uri(server), ClientOptions(requestsInFlightMax: 2, requestsMax: 4))
     let waiting = (0..<4).map { index in

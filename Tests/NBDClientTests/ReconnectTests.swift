@@ -3,6 +3,7 @@
 // Connections that are lost, and what the client makes of it. Rule: what was acknowledged before a
 // flush is durable after it (proto.md, "NBD_CMD_FLUSH"), or the flush says that it is not.
 
+import BlockTypes
 import Foundation
 import NBDClient
 import NBDProtocol
@@ -41,6 +42,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       // The first server dies at the flush, with the writes in its cache.
       try disk.serve(side, crashesAt: { side.number == 0 && $0.command == 3 })
     }
+    defer { server.stop() }
     let client = try await connect(server)
     try await client.write([UInt8](repeating: 1, count: 4096), at: 0)
     try await client.write([UInt8](repeating: 2, count: 4096), at: 2048)
@@ -61,6 +63,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: UInt64(byteCount), mode: .simple)
       try disk.serve(side, crashesAt: { side.number == 0 && $0.command == 0 })
     }
+    defer { server.stop() }
     let client = try await connect(server)
     try await client.write([1], at: 0)
     try await client.flush()
@@ -83,6 +86,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
         return side.number < 5 && left == 0
       }
     }
+    defer { server.stop() }
     let client = try await connect(server)
     try await withThrowingTaskGroup(of: Void.self) { group in
       for index in 0..<64 {
@@ -105,6 +109,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.negotiate(byteCount: UInt64(byteCount), mode: .simple)
       try disk.serve(side, crashesAt: { side.number == 0 && $0.command == 0 })
     }
+    defer { server.stop() }
     let client = try await connect(server, replayByteCountMax: 8192)
     for index in 0..<3 {
       try await client.write([UInt8](repeating: 1, count: 4096), at: UInt64(index * 4096))
@@ -135,6 +140,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
           side.waitForEnd()
         }
       }
+      defer { server.stop() }
       let client = try await connect(server)
       let seen = await fault { _ = try await client.read(at: 0, byteCount: 1) }
       guard case .exportChanged = seen else {
@@ -156,6 +162,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       try side.chunk(request, 5, wire(UInt32(1), UInt32(512), UInt32(10)))
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await NBDConnection.connect(
       NBDURI(endpoint: .unix(path: server.path)),
       ClientOptions(reconnect: .init(secondsMax: 10, firstDelayMilliseconds: 10)))
@@ -175,6 +182,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       }
       side.waitForEnd()
     }
+    defer { server.stop() }
     let client = try await connect(server)
     #expect(try await client.read(at: 5, byteCount: 1) == [42])
   }
@@ -188,6 +196,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
         _ = try side.receiveRequest()
       }
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: 1)
     try await client.write([1], at: 0)
     let seen = await fault { _ = try await client.read(at: 0, byteCount: 1) }
@@ -208,6 +217,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
     let server = try ScriptedServer { side in
       if side.number == 0 { try side.negotiate(byteCount: 1 << 20, mode: .simple) }
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: 60)
     let read = Task { try await client.read(at: 0, byteCount: 1) }
     try await Task.sleep(for: .milliseconds(200))
@@ -218,12 +228,57 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
   }
 }
 
+/// A disk of data for copies: each block of 4096 bytes has its own number in it.
+private struct NumberedDisk: CopySource {
+  let byteCount: UInt64
+  let blockByteCount: UInt64 = 4096
+
+  func read(_ range: ByteRange) async throws -> [UInt8] { Self.bytes(range) }
+
+  static func bytes(_ range: ByteRange) -> [UInt8] {
+    stride(from: range.start, to: range.end, by: 4096).flatMap {
+      [UInt8](repeating: UInt8(truncatingIfNeeded: $0 / 4096 % 251 + 1), count: 4096)
+    }
+  }
+
+  func ranges(from offset: UInt64, byteCountMax: UInt64) async throws -> [CopyRange] {
+    [CopyRange(ByteRange(start: offset, end: offset + byteCountMax), isZero: false)]
+  }
+}
+
+@Suite struct `A copy to a server that dies` {
+  @Test(arguments: [1, 4]) func `flushes on its way and arrives whole`(_ requests: Int)
+    async throws
+  {
+    let size = 12 << 20
+    let disk = MemoryDisk(byteCount: size)
+    let server = try ScriptedServer { side in
+      try side.negotiate(byteCount: UInt64(size), mode: .simple)
+      var left = 6
+      try disk.serve(side) { _ in
+        left -= 1
+        return side.number < 3 && left == 0
+      }
+    }
+    defer { server.stop() }
+    // Room for two checkpoints and what is in flight, not for the whole disk.
+    let client = try await connect(server, replayByteCountMax: (4 + requests) << 20)
+    let target = RemoteDisk(client, checkpointByteCount: 2 << 20)
+    let source = NumberedDisk(byteCount: UInt64(size))
+    let report = try await Copier(from: source, to: target, requestsMax: requests).run()
+    #expect(report.dataByteCount == UInt64(size))
+    #expect(disk.durableBytes == NumberedDisk.bytes(ByteRange(start: 0, end: UInt64(size))))
+    #expect(disk.history.count { $0 == 3 } >= 3)
+  }
+}
+
 @Suite struct `A client that does not reconnect` {
   @Test func `fails what was in flight and everything after it`() async throws {
     let server = try ScriptedServer { side in
       try side.negotiate(byteCount: 1 << 20, mode: .simple)
       _ = try side.receiveRequest()
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: nil)
     for _ in 0..<2 {
       guard case .lost = await fault({ try await client.write([1], at: 0) }) else {
@@ -244,6 +299,7 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       let last = try side.receiveRequest()
       guard last.command == 2 else { throw WireError.violation("no DISC") }
     }
+    defer { server.stop() }
     let client = try await connect(server, reconnectSeconds: nil)
     let seen = await fault { _ = try await client.read(at: 0, byteCount: 1) }
     #expect(seen == .failed(.read, ServerFailure(number: 108)))

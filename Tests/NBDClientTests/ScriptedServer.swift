@@ -183,7 +183,11 @@ final class ScriptedServer: @unchecked Sendable {  // all state is fixed in init
     var number = 0
     while true {
       let accepted = Glibc.accept(listener, nil, nil)
-      guard accepted >= 0 else { return }
+      guard accepted >= 0 else {
+        // Only this thread closes the number: another socket may get it next.
+        close(listener)
+        return
+      }
       do { try script(ServerSide(accepted, number: number)) } catch {}
       number += 1
     }
@@ -218,8 +222,7 @@ final class ScriptedServer: @unchecked Sendable {  // all state is fixed in init
     }
   }
 
-  deinit {
-    shutdown(listener, Int32(SHUT_RDWR))
-    close(listener)
-  }
+  /// Takes no more connections. Called once, at the end of a test, which also keeps the server
+  /// until then.
+  func stop() { shutdown(listener, Int32(SHUT_RDWR)) }
 }

@@ -37,6 +37,7 @@ public struct Copier: Sendable {
       var report = Report()
       var running = 0
       var offset: UInt64 = 0
+      var checkpoint = target.checkpointByteCount ?? .max
       while offset < all {
         let found = try await source.ranges(from: offset, byteCountMax: all - offset)
         for aligned in CopyPlan.align(found, to: block, byteCount: all) {
@@ -45,6 +46,11 @@ public struct Copier: Sendable {
               running -= 1
               report.count(done)
               progress(report.dataByteCount + report.zeroByteCount, all)
+            }
+            if report.dataByteCount >= checkpoint {
+              // Nothing is added meanwhile, so that what is not flushed stays bounded.
+              try await target.checkpoint()
+              checkpoint = report.dataByteCount + (target.checkpointByteCount ?? 0)
             }
             group.addTask { try await copy(piece) }
             running += 1

@@ -32,6 +32,10 @@ public protocol CopyTarget: Sendable {
   func write(_ bytes: [UInt8], at offset: UInt64) async throws
   /// Makes the range read as zeroes, with as little space as the target can.
   func zero(_ range: ByteRange) async throws
+  /// Bytes of data after which `checkpoint` is called; nil: never.
+  var checkpointByteCount: UInt64? { get }
+  /// Makes durable what was written so far, so that nobody has to remember it.
+  func checkpoint() async throws
   /// Makes all of it durable and, where that is a step, visible.
   func finish() async throws
 }

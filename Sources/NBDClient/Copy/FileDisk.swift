@@ -9,18 +9,29 @@ import LinuxIO
 /// A raw image file, or a block device, to read.
 public final class FileSource: CopySource {
   private let file: ImageFile
+  private let path: String
   public let byteCount: UInt64
   public let blockByteCount: UInt64 = 1
 
-  public init(path: String) throws(SystemError) {
-    file = try ImageFile(opening: path, access: .readOnly)
-    byteCount = try file.byteCount()
+  public init(path: String) throws(CopyFault) {
+    self.path = path
+    do throws(SystemError) {
+      file = try ImageFile(opening: path, access: .readOnly)
+      byteCount = try file.byteCount()
+    } catch {
+      throw CopyFault("\(path): \(error)")
+    }
   }
 
   public func read(_ range: ByteRange) async throws -> [UInt8] {
-    let bytes = try file.read(at: range.start, byteCount: Int(range.byteCount))
+    let bytes: [UInt8]
+    do throws(SystemError) {
+      bytes = try file.read(at: range.start, byteCount: Int(range.byteCount))
+    } catch {
+      throw CopyFault("\(path): \(error)")
+    }
     guard bytes.count == Int(range.byteCount) else {
-      throw CopyFault("the file became shorter while it was read")
+      throw CopyFault("\(path): the file became shorter while it was read")
     }
     return bytes
   }
@@ -53,27 +64,42 @@ public final class FileTarget: CopyTarget {
   private var partialPath: String { path + ".partial" }
 
   /// - Parameter replaces: whether an existing file may be replaced, in the end.
-  public init(path: String, byteCount: UInt64, replaces: Bool) throws {
+  public init(path: String, byteCount: UInt64, replaces: Bool) throws(CopyFault) {
     self.path = path
     if let identity = FileIdentity(ofPath: path) {
       guard replaces else { throw CopyFault("\(path) exists; say --overwrite to replace it") }
       guard identity.isRegular else { throw CopyFault("\(path) is not a regular file") }
     }
-    file = try ImageFile(creating: path + ".partial")
-    try file.truncate(to: byteCount)
+    do throws(SystemError) {
+      file = try ImageFile(creating: path + ".partial")
+      try file.truncate(to: byteCount)
+    } catch {
+      throw CopyFault("\(path).partial: \(error)")
+    }
   }
 
   public func write(_ bytes: [UInt8], at offset: UInt64) async throws {
-    try file.write(bytes, at: offset)
+    do throws(SystemError) {
+      try file.write(bytes, at: offset)
+    } catch {
+      throw CopyFault("\(partialPath): \(error)")
+    }
   }
+
+  public var checkpointByteCount: UInt64? { nil }
+  public func checkpoint() async throws {}
 
   /// A new file has holes where nothing is written.
   public func zero(_ range: ByteRange) async throws {}
 
   public func finish() async throws {
-    try file.synchronize()
-    try FolderEntry.rename(partialPath, to: path)
-    try FolderEntry.synchronizeFolder(of: path)
+    do throws(SystemError) {
+      try file.synchronize()
+      try FolderEntry.rename(partialPath, to: path)
+      try FolderEntry.synchronizeFolder(of: path)
+    } catch {
+      throw CopyFault("\(path): \(error)")
+    }
   }
 
   /// Removes what a copy that failed has left. A copy that ended well has left nothing.

@@ -10,9 +10,13 @@ public struct RemoteDisk: CopySource, CopyTarget {
   let connection: NBDConnection
   /// Where `base:allocation` stands among the contexts; nil when the server does not tell.
   private let allocationIndex: Int?
+  public let checkpointByteCount: UInt64?
 
-  public init(_ connection: NBDConnection) {
+  /// - Parameter checkpointByteCount: for targets that reconnect: a flush after so many bytes keeps
+  ///   the client's memory of unflushed writes from running full.
+  public init(_ connection: NBDConnection, checkpointByteCount: UInt64? = nil) {
     self.connection = connection
+    self.checkpointByteCount = checkpointByteCount
     allocationIndex = connection.export.contexts.firstIndex(of: "base:allocation")
   }
 
@@ -20,7 +24,9 @@ public struct RemoteDisk: CopySource, CopyTarget {
   public var blockByteCount: UInt64 { UInt64(connection.export.minimumBlockByteCount) }
 
   public func read(_ range: ByteRange) async throws -> [UInt8] {
-    try await connection.read(at: range.start, byteCount: Int(range.byteCount))
+    try await named { () throws(NBDClientFault) in
+      try await connection.read(at: range.start, byteCount: Int(range.byteCount))
+    }
   }
 
   /// - Spec: proto.md, "base:allocation": bit 1 is ZERO. Bit 0, HOLE, alone promises nothing
@@ -32,7 +38,9 @@ public struct RemoteDisk: CopySource, CopyTarget {
       return [CopyRange(ByteRange(start: offset, end: offset + byteCountMax), isZero: false)]
     }
     let byteCount = min(byteCountMax, connection.rules.effectByteCountMax)
-    let contexts = try await connection.blockStatus(at: offset, byteCount: byteCount)
+    let contexts = try await named { () throws(NBDClientFault) in
+      try await connection.blockStatus(at: offset, byteCount: byteCount)
+    }
     return LockStep.ranges(
       offset: offset, byteCount: byteCount, contexts: [contexts[allocationIndex]]
     ).map { found in
@@ -43,22 +51,43 @@ public struct RemoteDisk: CopySource, CopyTarget {
   }
 
   public func write(_ bytes: [UInt8], at offset: UInt64) async throws {
-    try await connection.write(bytes, at: offset)
+    try await named { () throws(NBDClientFault) in
+      try await connection.write(bytes, at: offset)
+    }
   }
 
   /// Without WRITE_ZEROES the zeroes are written: TRIM promises nothing about the contents.
   public func zero(_ range: ByteRange) async throws {
     if connection.export.flags.contains(.sendWriteZeroes) {
-      return try await connection.writeZeroes(at: range.start, byteCount: range.byteCount)
+      return try await named { () throws(NBDClientFault) in
+        try await connection.writeZeroes(at: range.start, byteCount: range.byteCount)
+      }
     }
     for piece in CopyPlan.pieces(of: CopyRange(range, isZero: false)) {
-      try await connection.write(
+      try await write(
         [UInt8](repeating: 0, count: Int(piece.range.byteCount)), at: piece.range.start)
     }
   }
 
+  public func checkpoint() async throws {
+    try await named { () throws(NBDClientFault) in try await connection.flush() }
+  }
+
   public func finish() async throws {
-    try await connection.flush()
-    try await connection.disconnect()
+    try await named { () throws(NBDClientFault) in
+      try await connection.flush()
+      try await connection.disconnect()
+    }
+  }
+
+  /// Says which of the two disks of a copy is at fault.
+  private func named<Value: Sendable>(
+    _ body: () async throws(NBDClientFault) -> Value
+  ) async throws(CopyFault) -> Value {
+    do throws(NBDClientFault) {
+      return try await body()
+    } catch {
+      throw CopyFault("\(connection.uri): \(error)")
+    }
   }
 }

@@ -39,7 +39,7 @@ extension Engine {
             goal, deadline: attemptEnd)
         else { preconditionFailure("a list came where an export was to be entered") }
         if let obstacle = SessionChange.obstacle(from: old, to: session) {
-          return .exportChanged("\(uri): after reconnecting, \(obstacle)")
+          return .exportChanged("after reconnecting, \(obstacle)")
         }
         let ids = SessionChange.contextIDs(of: session, inOrderOf: old)
         try adopt(transport, session, contextIDs: ids, rest)
@@ -50,7 +50,7 @@ extension Engine {
         last = error
       }
       guard MonotonicClock.nanoseconds < deadline else {
-        return .lost("\(uri): no new connection within \(policy.secondsMax) seconds (\(last))")
+        return .lost("no new connection within \(policy.secondsMax) seconds (\(last))")
       }
       delay =
         delay == 0

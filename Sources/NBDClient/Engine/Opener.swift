@@ -69,7 +69,7 @@ struct Opener {
   ) throws(NBDClientFault) {
     let now = MonotonicClock.nanoseconds
     guard now < deadline else {
-      throw .timedOut("\(uri): no connection and handshake in time")
+      throw .timedOut("no connection and handshake in time")
     }
     guard !mailbox.isClosing else { throw .closed }
     ByteSocket.wait(
@@ -79,7 +79,7 @@ struct Opener {
 
   private func connect(_ deadline: UInt64) throws(NBDClientFault) -> SocketTransport {
     guard !uri.requiresTLS else {
-      throw .unsupported("\(uri): TLS is not built in, and nbds: never goes without it")
+      throw .unsupported("TLS is not built in, and nbds: never goes without it")
     }
     switch uri.endpoint {
     case .unix(let path): return try connect(toUnix: path)
@@ -92,9 +92,9 @@ struct Opener {
       do throws(SocketError) {
         addresses = try SocketAddress.resolve(host: host ?? "localhost", port: port)
       } catch {
-        throw .unreachable("\(uri): \(error)")
+        throw .unreachable("\(error)")
       }
-      var last = NBDClientFault.unreachable("\(uri): the host has no address")
+      var last = NBDClientFault.unreachable("the host has no address")
       for address in addresses {
         do throws(NBDClientFault) {
           return try finish(deadline) { () throws(SystemError) in
@@ -113,12 +113,12 @@ struct Opener {
     do throws(SocketError) {
       address = try UnixSocketPath(path)
     } catch {
-      throw .unreachable("\(uri): \(error)")
+      throw .unreachable("\(error)")
     }
     do throws(SystemError) {
       return SocketTransport(try ByteSocket(connectingTo: address))
     } catch {
-      throw .unreachable("\(uri): \(error)")
+      throw .unreachable("\(error)")
     }
   }
 
@@ -130,13 +130,13 @@ struct Opener {
     do throws(SystemError) {
       transport = SocketTransport(try start())
     } catch {
-      throw .unreachable("\(uri): \(error)")
+      throw .unreachable("\(error)")
     }
     // Writable means decided; the first wait may end early, because the bell rang.
     while !transport.isDecided {
       try wait(transport, forOutput: true, deadline)
     }
-    if let error = transport.connectionError() { throw .unreachable("\(uri): \(error)") }
+    if let error = transport.connectionError() { throw .unreachable("\(error)") }
     return transport
   }
 }

@@ -69,7 +69,11 @@ private final class TaskEnd: Sendable {
 
 /// Runs `body` with Swift's concurrency and waits for its end on this thread, which stays what it
 /// was: the other verbs neither start threads nor change signals.
-func runToEnd(_ body: @escaping @Sendable () async throws -> Void) throws {
+///
+/// - Parameter uri: what faults of a client are about.
+func runToEnd(
+  about uri: NBDURI? = nil, _ body: @escaping @Sendable () async throws -> Void
+) throws {
   let end = try TaskEnd()
   Task {
     do {
@@ -80,5 +84,19 @@ func runToEnd(_ body: @escaping @Sendable () async throws -> Void) throws {
     end.bell.signal()
   }
   end.bell.take()
-  try end.result.withLock { $0 }.get()
+  do {
+    try end.result.withLock { $0 }.get()
+  } catch let fault as NBDClientFault {
+    guard let uri else { throw fault }
+    throw CopyFault("\(uri): \(fault)")
+  }
+}
+
+/// Opens one of several exports; a fault names it.
+func open(_ uri: NBDURI, _ options: ClientOptions) async throws(CopyFault) -> NBDConnection {
+  do throws(NBDClientFault) {
+    return try await NBDConnection.connect(uri, options)
+  } catch {
+    throw CopyFault("\(uri): \(error)")
+  }
 }

@@ -37,6 +37,9 @@ struct NBDCopy: ParsableCommand {
   @Argument(help: "Where to copy to.")
   var target: String
 
+  /// Bytes between two flushes of a target that may have to be written again.
+  private static let checkpointByteCount = 32 << 20
+
   func validate() throws {
     guard (1...256).contains(requests) else {
       throw ValidationError("--requests is a number from 1 to 256.")
@@ -53,7 +56,12 @@ struct NBDCopy: ParsableCommand {
     // Addresses are parsed before anything is made.
     let sourceURI = NBDURI.looksLike(source) ? try parseURI(source) : nil
     let targetURI = NBDURI.looksLike(target) ? try parseURI(target) : nil
-    let policy = reconnect.map { ClientOptions.Reconnect(secondsMax: $0) }
+    // What is in flight at a checkpoint comes on top of what lies between two.
+    let replayByteCountMax = 2 * Self.checkpointByteCount + requests << 20
+    let policy = reconnect.map {
+      ClientOptions.Reconnect(secondsMax: $0, replayByteCountMax: replayByteCountMax)
+    }
+    let checkpoint = reconnect.map { _ in UInt64(Self.checkpointByteCount) }
     let sourceOptions = connect.options(
       contexts: .named(["base:allocation"]), reconnect: policy)
     let targetOptions = connect.options(contexts: .none, reconnect: policy)
@@ -63,12 +71,12 @@ struct NBDCopy: ParsableCommand {
     try runToEnd {
       let source: any CopySource
       if let sourceURI {
-        source = RemoteDisk(try await NBDConnection.connect(sourceURI, sourceOptions))
+        source = RemoteDisk(try await open(sourceURI, sourceOptions))
       } else {
         source = try FileSource(path: sourcePath)
       }
       if let targetURI {
-        let connection = try await NBDConnection.connect(targetURI, targetOptions)
+        let connection = try await open(targetURI, targetOptions)
         guard connection.byteCount >= source.byteCount else {
           throw CopyFault(
             "\(targetURI): \(connection.byteCount) bytes do not hold the \(source.byteCount) of"
@@ -77,7 +85,8 @@ struct NBDCopy: ParsableCommand {
         guard !connection.export.flags.contains(.readOnly) else {
           throw CopyFault("\(targetURI): the export is read-only")
         }
-        try await copy(source, RemoteDisk(connection), requests, progress)
+        let disk = RemoteDisk(connection, checkpointByteCount: checkpoint)
+        try await copy(source, disk, requests, progress)
       } else {
         let file = try FileTarget(
           path: targetPath, byteCount: source.byteCount, replaces: overwrite)

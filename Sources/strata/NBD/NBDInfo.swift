@@ -21,7 +21,7 @@ struct NBDInfo: ParsableCommand {
     let uri = try parseURI(uri)
     let options = connect.options(contexts: .all)
     let json = json
-    try runToEnd {
+    try runToEnd(about: uri) {
       let connection = try await NBDConnection.connect(uri, options)
       let session = connection.session
       var export = session.export
@@ -52,7 +52,7 @@ struct NBDList: ParsableCommand {
     let uri = try parseURI(uri)
     let options = connect.options(contexts: .none)
     let json = json
-    try runToEnd {
+    try runToEnd(about: uri) {
       let (exports, mode) = try await NBDConnection.list(uri, options)
       let text = ExportText(
         uri: uri, mode: mode, isEncrypted: uri.requiresTLS, exports: exports)

@@ -40,7 +40,7 @@ struct NBDMap: ParsableCommand {
     let options = connect.options(contexts: context.isEmpty ? .all : .named(context))
     let wanted = context
     let json = json
-    try runToEnd {
+    try runToEnd(about: uri) {
       let connection = try await NBDConnection.connect(uri, options)
       let names = connection.export.contexts
       for name in wanted where !names.contains(name) {

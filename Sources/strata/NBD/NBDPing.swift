@@ -40,7 +40,7 @@ struct NBDPing: ParsableCommand {
     let wanted = try bytes.map { try parseSize($0, of: "--bytes") }
     let options = connect.options(contexts: .none)
     let (count, json) = (count, json)
-    try runToEnd {
+    try runToEnd(about: uri) {
       let connection = try await NBDConnection.connect(uri, options)
       let block = UInt64(connection.export.minimumBlockByteCount)
       let byteCount = wanted ?? min(max(512, block), connection.byteCount)
