@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rules of INFO and GO. Spec: proto.md, "Option types", "NBD_INFO_EXPORT" and the like.
+// Rules of INFO and GO. Spec: proto.md, "Option types", "Option reply types".
 // The probe performs the I/O.
 
 enum InfoChecks {
@@ -16,14 +16,14 @@ enum InfoChecks {
       Source.text("Option types"), run: unknownType),
     LintCheck(
       "info.name", .must, "NBD_INFO_NAME tells a name that LIST would tell.",
-      Source.text("NBD_INFO_NAME"), run: name),
+      Source.text("Option reply types"), run: name),
     LintCheck(
       "info.description", .must, "NBD_INFO_DESCRIPTION tells the text that LIST shows.",
-      Source.text("NBD_INFO_DESCRIPTION"), run: description),
+      Source.text("Option reply types"), run: description),
     LintCheck(
       "info.block-size", .must,
       "Block sizes: minimum a power of 2 up to 65,536, preferred one of 512 or more, maximum not"
-        + " below it.", Source.text("NBD_INFO_BLOCK_SIZE"), run: blockSize),
+        + " below it.", Source.text("Option reply types"), run: blockSize),
     LintCheck(
       "info.unknown-export", .must, "INFO and GO of an unknown export get ERR_UNKNOWN.",
       Source.text("Option reply types"), run: unknownExport),

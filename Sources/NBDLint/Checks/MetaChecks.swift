@@ -30,7 +30,7 @@ enum MetaChecks {
       Source.text("Option types"), run: listAll),
     LintCheck(
       "meta.list-wildcard", .must, "The query `base:` lists what that namespace has.",
-      Source.text("Metadata contexts"), run: listWildcard),
+      Source.text("The base: metadata namespace"), run: listWildcard),
     LintCheck(
       "meta.list-exact", .must, "A query by its whole name lists that context once.",
       Source.text("Option types"), run: listExact),
@@ -39,7 +39,7 @@ enum MetaChecks {
       Source.text("Metadata querying"), run: unknownNamespace),
     LintCheck(
       "meta.unknown-leaf", .must, "An unknown name inside `base:` is ignored.",
-      Source.text("Metadata contexts"), run: unknownLeaf),
+      Source.text("The base: metadata namespace"), run: unknownLeaf),
     LintCheck(
       "meta.no-colon", .must, "A query without a colon is ignored or gets ERR_INVALID.",
       Source.text("Option types"), run: noColon),
@@ -69,7 +69,7 @@ enum MetaChecks {
       Source.text("Option types"), run: set),
     LintCheck(
       "meta.set-wildcard", .must, "The query `base:` selects nothing.",
-      Source.text("Metadata contexts"), run: setWildcard),
+      Source.text("The base: metadata namespace"), run: setWildcard),
     LintCheck(
       "meta.set-duplicate", .must, "The same query twice selects one context with one id.",
       Source.text("Option types"), run: setDuplicate),

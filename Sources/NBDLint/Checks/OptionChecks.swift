@@ -26,10 +26,10 @@ enum OptionChecks {
       Source.text("Option reply types"), run: oversize),
     LintCheck(
       "opt.truncated-eof", .quality, "A client that closes inside an option hurts nobody.",
-      Source.text("Terminating the session"), run: truncated),
+      Source.text("Termination of the session during option haggling"), run: truncated),
     LintCheck(
       "opt.abort", .must, "ABORT gets ACK, and then the connection ends.",
-      Source.text("Terminating the session"), run: abort),
+      Source.text("Termination of the session during option haggling"), run: abort),
     LintCheck(
       "opt.abort-data", .should, "Data of an ABORT is ignored.",
       Source.text("Option types"), run: abortData),
