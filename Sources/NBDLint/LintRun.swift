@@ -26,7 +26,8 @@ public struct LintRun {
   /// Looks at the server; throws when nothing answers there at all.
   public mutating func prepare() throws(LintRefusal) {
     do throws(LintStop) { _ = try server.connect() } catch {
-      throw LintRefusal(LintOutcome(error, deadlineSeconds: server.deadlineSeconds).text)
+      guard case .unreachable(let reason) = error else { throw LintRefusal("\(error)") }
+      throw LintRefusal("no connection: \(reason)")
     }
     do throws(LintStop) {
       let probe = try server.greeted()

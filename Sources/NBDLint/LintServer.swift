@@ -95,11 +95,11 @@ public struct LintServer: Sendable {
 }
 
 extension LintOutcome {
-  /// Expectation and find in one sentence.
+  /// Find and expectation in one phrase, for what waits on it.
   var text: String {
     switch self {
     case .pass: "pass"
-    case .fail(let expected, let got): "expected \(expected), got \(got)"
+    case .fail(let expected, let got): "\(got) instead of \(expected)"
     case .skipped(let reason): reason
     case .destructiveSkipped: "it writes"
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Rules of clients beside each other: good ones, and ones that die. Spec: proto.md, "Transmission
-// flags" (CAN_MULTI_CONN), "Terminating the session". The probe performs the I/O.
+// flags" (CAN_MULTI_CONN), "Terminating the transmission phase". The probe performs the I/O.
 
 enum CrowdChecks {
   static let all = [
@@ -14,14 +14,14 @@ enum CrowdChecks {
       Source.text("Transmission phase"), run: connections),
     LintCheck(
       "load.connect-storm", .quality, "Clients that leave at each stage hurt nobody.",
-      Source.text("Terminating the session"), run: connectStorm),
+      Source.text("Terminating the transmission phase"), run: connectStorm),
     LintCheck(
       "load.kill-mid-write", .quality, "A client that dies inside a payload hurts nobody.",
-      Source.text("Terminating the session"), writes: true, run: killMidWrite),
+      Source.text("Terminating the transmission phase"), writes: true, run: killMidWrite),
     LintCheck(
       "load.kill-with-replies-pending", .quality,
       "A client that dies with replies unread hurts nobody.",
-      Source.text("Terminating the session"), run: killWithReplies),
+      Source.text("Terminating the transmission phase"), run: killWithReplies),
     LintCheck(
       "load.simultaneous-writers", .quality, "Disjoint writes of several clients are all there.",
       Source.text("Ordering of messages and writes"), writes: true, run: writers),

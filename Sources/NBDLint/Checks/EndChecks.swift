@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rules of the end of a session. Spec: proto.md, "Terminating the session", "Request types".
-// The probe performs the I/O.
+// Rules of the end of a session. Spec: proto.md, "Terminating the transmission phase", "Request
+// types". The probe performs the I/O.
 
 enum EndChecks {
   static let all = [
@@ -14,14 +14,14 @@ enum EndChecks {
     LintCheck(
       "disc.replies-first", .quality,
       "Reads that are outstanding at DISC get whole replies or none, and then the end.",
-      Source.text("Terminating the session"), run: repliesFirst),
+      Source.text("Terminating the transmission phase"), run: repliesFirst),
     LintCheck(
       "disc.half-close", .quality,
       "A client that sends no more gets whole replies or none, and then the end.",
-      Source.text("Terminating the session"), run: halfClose),
+      Source.text("Terminating the transmission phase"), run: halfClose),
     LintCheck(
       "disc.half-close-handshake", .quality, "A client that leaves the handshake gets the end.",
-      Source.text("Terminating the session"), run: halfCloseHandshake),
+      Source.text("Terminating the transmission phase"), run: halfCloseHandshake),
   ]
 
   private static func soft(_ server: LintServer) throws(LintStop) {

@@ -13,7 +13,7 @@ enum ExportChecks {
       Source.text("Client flags"), run: withoutZeroes),
     LintCheck(
       "export-name.same-as-go", .must, "EXPORT_NAME tells the size and flags that GO tells.",
-      Source.text("NBD_INFO_EXPORT"), run: sameAsGo),
+      Source.text("Option reply types"), run: sameAsGo),
     LintCheck(
       "export-name.after-structured", .must, "Structured replies stay agreed after EXPORT_NAME.",
       Source.text("Option types"), run: afterStructured),

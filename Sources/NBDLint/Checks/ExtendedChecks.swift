@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Rules of extended headers: their negotiation, and requests in their style. Spec: the draft's
-// "Option types", "Extended request message", "Extended reply chunk message".
+// "Option types", "Request message", "Extended reply chunk message".
 // The probe performs the I/O.
 
 enum ExtendedChecks {
@@ -40,7 +40,7 @@ enum ExtendedChecks {
       Source.draft("Extended reply chunk message"), run: errors),
     LintCheck(
       "ext.write", .must, "A WRITE with PAYLOAD_LEN is done.",
-      Source.draft("Extended request message"), writes: true, run: write),
+      Source.draft("Request message"), writes: true, run: write),
     LintCheck(
       "ext.block-status", .must, "The status comes as BLOCK_STATUS_EXT, however short the range.",
       Source.draft("Structured reply types"), run: blockStatus),

@@ -18,7 +18,7 @@ enum ExtendedFaultChecks {
       Source.draft("Command flags"), run: payloadTooLarge),
     LintCheck(
       "ext.compact-magic", .quality, "A compact request gets the end or an error, not success.",
-      Source.draft("Extended request message"), run: compactMagic),
+      Source.draft("Request message"), run: compactMagic),
     LintCheck(
       "ext.read-64bit-length", .must, "A length above 32 bits is not cut: READ of it is an error.",
       Source.draft("Request types"), run: read64),

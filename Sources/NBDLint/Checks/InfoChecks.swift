@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rules of INFO and GO. Spec: proto.md, "Option types", "NBD_INFO_EXPORT" and the like.
+// Rules of INFO and GO. Spec: proto.md, "Option types", "Option reply types".
 // The probe performs the I/O.
 
 enum InfoChecks {
@@ -16,14 +16,14 @@ enum InfoChecks {
       Source.text("Option types"), run: unknownType),
     LintCheck(
       "info.name", .must, "NBD_INFO_NAME tells a name that LIST would tell.",
-      Source.text("NBD_INFO_NAME"), run: name),
+      Source.text("Option reply types"), run: name),
     LintCheck(
       "info.description", .must, "NBD_INFO_DESCRIPTION tells the text that LIST shows.",
-      Source.text("NBD_INFO_DESCRIPTION"), run: description),
+      Source.text("Option reply types"), run: description),
     LintCheck(
       "info.block-size", .must,
       "Block sizes: minimum a power of 2 up to 65,536, preferred one of 512 or more, maximum not"
-        + " below it.", Source.text("NBD_INFO_BLOCK_SIZE"), run: blockSize),
+        + " below it.", Source.text("Option reply types"), run: blockSize),
     LintCheck(
       "info.unknown-export", .must, "INFO and GO of an unknown export get ERR_UNKNOWN.",
       Source.text("Option reply types"), run: unknownExport),
@@ -69,7 +69,7 @@ enum InfoChecks {
     let facts = try facts(probe, server, [Info.blockSize])
     try demand(facts.size <= UInt64(Int64.max), "a size below 2^63", got: "\(facts.size)")
     try probe.ask(Option.unknown).demandType(Reply.unsup, to: "an option after INFO")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func sameAsGo(_ server: LintServer) throws(LintStop) {
@@ -92,7 +92,7 @@ enum InfoChecks {
   private static func unknownType(_ server: LintServer) throws(LintStop) {
     let probe = try server.greeted()
     _ = try facts(probe, server, [4, 5, 0x7fff, 0xffff, Info.blockSize])
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func name(_ server: LintServer) throws(LintStop) {
@@ -147,7 +147,7 @@ enum InfoChecks {
       try need(answer.type != Reply.unsup, "the server does not know INFO and GO")
       try need(!answer.isAck, "the server serves every name")
       try answer.demandType(Reply.unknown, to: "an unknown export")
-      try probe.enter(server.export)
+      try probe.demandEntry(server.export)
     }
   }
 
@@ -159,7 +159,7 @@ enum InfoChecks {
       let answer = try probe.ask(number, data)
       try need(answer.type != Reply.unsup, "the server does not know INFO and GO")
       try answer.demandType(Reply.invalid, to: what)
-      try probe.enter(server.export)
+      try probe.demandEntry(server.export)
     }
   }
 
@@ -194,11 +194,11 @@ enum InfoChecks {
     do throws(LintStop) {
       let answer = try probe.ask(Option.go, Probe.infoData(name))
       try demand(answer.end.isError, "an error to a name of 4097 bytes", got: answer.text)
-      try probe.enter(server.export)
     } catch {
       guard case .ended = error else { throw error }
+      return try server.demandService()
     }
-    try server.demandService()
+    try probe.demandEntry(server.export)
   }
 
   private static func noPadding(_ server: LintServer) throws(LintStop) {

@@ -42,7 +42,7 @@ enum ListChecks {
     } catch {
       guard case .skipped = error else { throw error }  // an error is an answer, too
     }
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func namesWork(_ server: LintServer) throws(LintStop) {
@@ -68,6 +68,6 @@ enum ListChecks {
     let answer = try probe.ask(Option.list, [0, 0, 0, 0])
     try need(answer.type != Reply.policy, "the server lists nothing: \(answer.text)")
     try answer.demandType(Reply.invalid, Reply.unsup, to: "LIST with data")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 }

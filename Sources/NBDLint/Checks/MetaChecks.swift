@@ -30,7 +30,7 @@ enum MetaChecks {
       Source.text("Option types"), run: listAll),
     LintCheck(
       "meta.list-wildcard", .must, "The query `base:` lists what that namespace has.",
-      Source.text("Metadata contexts"), run: listWildcard),
+      Source.text("The base: metadata namespace"), run: listWildcard),
     LintCheck(
       "meta.list-exact", .must, "A query by its whole name lists that context once.",
       Source.text("Option types"), run: listExact),
@@ -39,7 +39,7 @@ enum MetaChecks {
       Source.text("Metadata querying"), run: unknownNamespace),
     LintCheck(
       "meta.unknown-leaf", .must, "An unknown name inside `base:` is ignored.",
-      Source.text("Metadata contexts"), run: unknownLeaf),
+      Source.text("The base: metadata namespace"), run: unknownLeaf),
     LintCheck(
       "meta.no-colon", .must, "A query without a colon is ignored or gets ERR_INVALID.",
       Source.text("Option types"), run: noColon),
@@ -69,7 +69,7 @@ enum MetaChecks {
       Source.text("Option types"), run: set),
     LintCheck(
       "meta.set-wildcard", .must, "The query `base:` selects nothing.",
-      Source.text("Metadata contexts"), run: setWildcard),
+      Source.text("The base: metadata namespace"), run: setWildcard),
     LintCheck(
       "meta.set-duplicate", .must, "The same query twice selects one context with one id.",
       Source.text("Option types"), run: setDuplicate),
@@ -91,7 +91,7 @@ enum MetaChecks {
     let answer = try probe.ask(Option.structuredReply, [0, 1])
     try need(answer.type != Reply.unsup, "the server does not offer structured replies")
     try answer.demandType(Reply.invalid, to: "STRUCTURED_REPLY with data")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
     try probe.demandInStep(after: "a STRUCTURED_REPLY that was refused")
   }
 
@@ -100,7 +100,7 @@ enum MetaChecks {
     try probe.negotiate(.structured)
     try probe.ask(Option.structuredReply)
       .demandType(Reply.ack, Reply.invalid, to: "a second STRUCTURED_REPLY")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
     try probe.demandInStep(after: "a second STRUCTURED_REPLY")
   }
 
@@ -110,7 +110,7 @@ enum MetaChecks {
     try need(answer.type != Reply.unsup, "the server knows no meta contexts")
     try answer.demandType(
       Reply.invalid, Reply.extendedHeadersRequired, to: "SET_META_CONTEXT with simple replies")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func listBefore(_ server: LintServer) throws(LintStop) {
@@ -120,7 +120,7 @@ enum MetaChecks {
     try answer.demandType(
       Reply.ack, Reply.invalid, Reply.extendedHeadersRequired,
       to: "LIST_META_CONTEXT with simple replies")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   /// A connection with structured replies whose server knows meta contexts.
@@ -177,7 +177,7 @@ enum MetaChecks {
     try demand(listed.isEmpty, "nothing listed for \(queries)", got: "\(listed)")
     let selected = try probe.setContexts(queries, of: server.export)
     try demand(selected.isEmpty, "nothing selected for \(queries)", got: "\(selected)")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func unknownNamespace(_ server: LintServer) throws(LintStop) {
@@ -193,7 +193,7 @@ enum MetaChecks {
     let answer = try probe.ask(Option.listMeta, Probe.metaData(server.export, ["nocolon"]))
     try need(answer.type != Reply.unsup, "the server knows no meta contexts")
     try answer.demandType(Reply.ack, Reply.invalid, to: "a query without a colon")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   /// Ends the check unless these data get ERR_INVALID from both options.
@@ -205,7 +205,7 @@ enum MetaChecks {
       let answer = try probe.ask(number, data)
       try need(answer.type != Reply.unsup, "the server knows no meta contexts")
       try answer.demandType(Reply.invalid, to: what)
-      try probe.enter(server.export)
+      try probe.demandEntry(server.export)
     }
   }
 
@@ -233,7 +233,7 @@ enum MetaChecks {
         let answer = try probe.ask(number, Probe.metaData(server.export, queries))
         try need(answer.type != Reply.unsup, "the server knows no meta contexts")
         try answer.demandType(Reply.ack, Reply.tooBig, Reply.invalid, to: "1000 queries")
-        try probe.enter(server.export)
+        try probe.demandEntry(server.export)
       } catch {
         guard case .ended = error else { throw error }
       }
@@ -260,7 +260,7 @@ enum MetaChecks {
       try need(answer.type != Reply.unsup, "the server knows no meta contexts")
       try answer.demandType(Reply.ack, Reply.invalid, Reply.tooBig, to: what)
       try demand(answer.parts.isEmpty, "no context for \(what)", got: "\(answer.parts.count)")
-      try probe.enter(server.export)
+      try probe.demandEntry(server.export)
     } catch {
       guard case .ended = error else { throw error }
     }
@@ -276,7 +276,7 @@ enum MetaChecks {
       let answer = try probe.ask(number, Probe.metaData(name, [base]))
       try need(answer.type != Reply.unsup, "the server knows no meta contexts")
       try answer.demandType(Reply.unknown, to: "contexts of an unknown export")
-      try probe.enter(server.export)
+      try probe.demandEntry(server.export)
     }
   }
 
@@ -285,7 +285,7 @@ enum MetaChecks {
     let all = try list(probe, server, [])
     let selected = try probe.setContexts(all, of: server.export)
     try demand(Set(selected) == Set(all), "\(all), which were listed", got: "\(selected)")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func setWildcard(_ server: LintServer) throws(LintStop) {
@@ -300,7 +300,7 @@ enum MetaChecks {
     try need(names == [base], "the server does not offer \(base)")
     // The probe refuses a name or an id that comes twice.
     try probe.setContexts([base, base], of: server.export)
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
     let outcome = try probe.call(
       Command.blockStatus, length: UInt64(probe.blockByteCount))
     try probe.expectSuccess(outcome, "BLOCK_STATUS")
@@ -310,7 +310,7 @@ enum MetaChecks {
   private static func demandNoContext(
     _ probe: Probe, _ server: LintServer, after what: String
   ) throws(LintStop) {
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
     let length = UInt64(probe.blockByteCount)
     try probe.send(Command.blockStatus, length: length)
     // With contexts, the reply would hold ids that the probe has forgotten.

@@ -26,10 +26,10 @@ enum OptionChecks {
       Source.text("Option reply types"), run: oversize),
     LintCheck(
       "opt.truncated-eof", .quality, "A client that closes inside an option hurts nobody.",
-      Source.text("Terminating the session"), run: truncated),
+      Source.text("Termination of the session during option haggling"), run: truncated),
     LintCheck(
       "opt.abort", .must, "ABORT gets ACK, and then the connection ends.",
-      Source.text("Terminating the session"), run: abort),
+      Source.text("Termination of the session during option haggling"), run: abort),
     LintCheck(
       "opt.abort-data", .should, "Data of an ABORT is ignored.",
       Source.text("Option types"), run: abortData),
@@ -47,7 +47,7 @@ enum OptionChecks {
     for number in [Option.unknown, 99, 0x7fff_ffff, 0xffff_ffff] {
       try probe.ask(number).demandType(Reply.unsup, to: "option \(number)")
     }
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func unknownPayload(_ server: LintServer) throws(LintStop) {
@@ -56,7 +56,7 @@ enum OptionChecks {
       try probe.ask(Option.unknown, zeroes(count))
         .demandType(Reply.unsup, to: "an unknown option with \(count) bytes")
     }
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func unknown20(_ server: LintServer) throws(LintStop) {
@@ -64,13 +64,13 @@ enum OptionChecks {
     for index in 1...20 {
       try probe.ask(Option.unknown).demandType(Reply.unsup, to: "unknown option \(index) of 20")
     }
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func peekExport(_ server: LintServer) throws(LintStop) {
     let probe = try server.greeted()
     try probe.ask(Option.peekExport).demandType(Reply.unsup, to: "PEEK_EXPORT")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   private static func oversize(_ server: LintServer) throws(LintStop) {

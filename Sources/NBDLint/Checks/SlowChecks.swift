@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rules of slow and silent clients beside good ones. Spec: proto.md, "Terminating the session" (a
-// server may end a session that looks like an attack). The probe performs the I/O.
+// Rules of slow and silent clients beside good ones. Spec: proto.md, "Transmission phase",
+// "Newstyle negotiation". The probe performs the I/O.
 
 enum SlowChecks {
   static let all = [

@@ -16,10 +16,10 @@ enum StatusChecks {
       Source.text("Request types"), run: walk),
     LintCheck(
       "bs.zero-is-zero", .must, "What is told to be zero reads as zeroes.",
-      Source.text("Metadata contexts"), run: zeroIsZero),
+      Source.text("base:allocation metadata context"), run: zeroIsZero),
     LintCheck(
       "bs.written-not-zero", .must, "Data that was written is told neither as zero nor as a hole.",
-      Source.text("Metadata contexts"), writes: true, run: writtenNotZero),
+      Source.text("base:allocation metadata context"), writes: true, run: writtenNotZero),
     LintCheck(
       "bs.oob", .should, "BLOCK_STATUS past the end gets EINVAL.",
       Source.text("Error values"), run: outside),

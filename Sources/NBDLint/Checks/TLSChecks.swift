@@ -39,7 +39,7 @@ enum TLSChecks {
     try need(!answer.isAck, "the server offers TLS")
     try answer.demandType(
       Reply.policy, Reply.unsup, Reply.platform, Reply.invalid, to: "STARTTLS")
-    try probe.enter(server.export)
+    try probe.demandEntry(server.export)
   }
 
   /// Ends the check without a verdict when STARTTLS is refused.

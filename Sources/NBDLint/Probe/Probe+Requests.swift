@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The probe's requests, and the replies to them. Spec: proto.md, "Request message", "Simple reply
-// message", "Structured reply chunk message"; the draft's "Extended request message" and "Extended
+// message", "Structured reply chunk message"; the draft's "Request message" and "Extended
 // reply chunk message". This file performs socket I/O.
 
 extension Probe {

@@ -73,8 +73,9 @@ final class Probe {
   }
 
   /// Reads one option reply and judges its header.
-  func receiveOptionReply() throws(LintStop) -> OptionAnswer.Part {
-    let header = try socket.receive(20, "an option reply")
+  func receiveOptionReply(to number: UInt32? = nil) throws(LintStop) -> OptionAnswer.Part {
+    let what = number.map { "a reply to option \($0)" } ?? "an option reply"
+    let header = try socket.receive(20, what)
     var reader = FieldReader(header, of: "an option reply")
     try demand(
       try reader.integer(UInt64.self) == ProbeMagic.optionReply, "an option reply's magic",
@@ -92,7 +93,7 @@ final class Probe {
   func receiveAnswer(to number: UInt32) throws(LintStop) -> OptionAnswer {
     var parts: [OptionAnswer.Part] = []
     for _ in 0..<Probe.replyCountMax {
-      let part = try receiveOptionReply()
+      let part = try receiveOptionReply(to: number)
       try demand(
         part.option == number, "a reply to option \(number)", got: "one to \(part.option)")
       if part.type == Reply.ack {
@@ -186,6 +187,16 @@ final class Probe {
     case Reply.blockSizeRequired where !blockSizes:
       throw .skipped("the server lets nobody in who does not ask for block sizes")
     default: throw .broken(expected: "ACK to GO of '\(export)'", got: answer.text)
+    }
+  }
+
+  /// Enters after something that the server had to refuse or to skip, and blames that when it does
+  /// not work.
+  func demandEntry(_ export: String) throws(LintStop) {
+    do throws(LintStop) { try enter(export) } catch {
+      if case .skipped = error { throw error }
+      let text = LintOutcome(error, deadlineSeconds: socket.deadlineSeconds).text
+      throw .broken(expected: "the option after that to be understood", got: text)
     }
   }
 
