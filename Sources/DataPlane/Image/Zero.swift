@@ -180,12 +180,18 @@ extension ImageStack {
   }
 
   /// Gives others a turn in a request that may be as large as the disk. What it gave up so far is
-  /// released meanwhile, and tables are written before they fill the cache.
+  /// released meanwhile.
+  ///
+  /// Pages that are changed or being written cannot make room: a request that changed them all
+  /// would keep everybody from the tables until they are in the file. So it waits for each flush,
+  /// and asks for one when an eighth of the cache is changed.
   private mutating func takeBreath(_ index: Int) -> Progress {
     requests.renew(index)
     wakeReleases()
-    if cache.isMostlyDirty { wantFlush() }
-    return yield(index)
+    if cache.dirtyCount >= cache.pages.count / 8 { wantFlush() }
+    guard flush.isRunning || flush.isWanted else { return yield(index) }
+    flush.idleWaiters.append(index, &requests.slots)
+    return .waits
   }
 
   /// Deals with the next cluster, or with as many as need no change.
@@ -202,8 +208,13 @@ extension ImageStack {
       allocationWaiters.append(index, &requests.slots)
       return .waits
     }
-    // Clusters that no layer has need no entry; a run of them is skipped in one step.
-    switch resolve(cursor, min(bodyEnd, diskByteCount)) {
+    // Clusters that no layer has need no entry; a run of them is skipped in one step. Data is
+    // looked at by the cluster: to find the end of its run for each of them would be quadratic.
+    var resolution = resolve(cursor, min(cursor + clusterByteCount, bodyEnd, diskByteCount))
+    if case .zero(let layer, _, let isProvisioned) = resolution, layer != 0 || !isProvisioned {
+      resolution = resolve(cursor, min(bodyEnd, diskByteCount))
+    }
+    switch resolution {
     case .zero(let layer, let byteCount, let isProvisioned) where layer != 0 || !isProvisioned:
       let whole = byteCount.alignedDown(to: clusterByteCount)
       requests.slots[index].zeroCursor =
