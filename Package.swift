@@ -83,7 +83,8 @@ let package = Package(
       name: "stratad", dependencies: ["Control", "ImageTools", argumentParser],
       swiftSettings: strict),
     .executableTarget(
-      name: "strata", dependencies: ["Control", "ImageTools", "NBDClient", "NBDLint", argumentParser],
+      name: "strata",
+      dependencies: ["Control", "ImageTools", "NBDClient", "NBDLint", argumentParser],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.

@@ -115,6 +115,15 @@ private let abort = option(2)
     #expect(talk.machine.outcome == .ready(Negotiated(exportIndex: 0)))
   }
 
+  @Test func `is forgotten: extended headers`() {
+    var talk = SecureTalk(.offered)
+    #expect(talk.type(of: option(11)) == ReplyType.ack)
+    _ = talk.send(startTLS)
+    talk.machine.continueOverTLS()
+    _ = talk.send(goOption(""))
+    #expect(talk.machine.outcome == .ready(Negotiated(exportIndex: 0)))
+  }
+
   @Test func `is forgotten: meta contexts`() {
     var talk = SecureTalk(.offered)
     _ = talk.send(structuredReplyOption)

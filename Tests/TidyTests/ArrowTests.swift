@@ -29,8 +29,8 @@ private let arrows: [String: Set<String>] = [
     "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
   "strata": [
-    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "BlockTypes", "Qcow2",
-    "Synchronization", "ArgumentParser",
+    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "BlockTypes",
+    "Qcow2", "Synchronization", "ArgumentParser",
   ],
 ]
 

@@ -137,18 +137,25 @@ public struct ExportLoop: ~Copyable {
     return nil
   }
 
-  /// Moves everything that can move, until nothing does.
+  /// Rounds of a tick after which replies are sent and sockets looked at, though more could go on:
+  /// a flush of many tables, or a request as long as the disk, keeps the rounds coming.
+  private static let roundsMax = 16
+
+  /// Moves everything that can move, until nothing does or the others have waited long enough.
   mutating func tick() {
     image.ready.append(contentsOf: &image.deferred, &image.requests.slots)
+    var roundCount = 0
     while true {
+      roundCount += 1
       image.runReady()
       image.startFlushIfWanted()
       makeReplies()
       image.disks.submit()
-      if image.takeDiskCompletions() || !image.ready.isEmpty { continue }
+      let goesOn = image.takeDiskCompletions() || !image.ready.isEmpty
+      if goesOn, roundCount < ExportLoop.roundsMax { continue }
       makeReplies()
       transmitAll()
-      if !resumeStalled() { return }
+      if goesOn || !resumeStalled() { return }
     }
   }
 
