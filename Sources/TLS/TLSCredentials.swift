@@ -123,7 +123,12 @@ import CGnuTLS
     unsafe keyBytes?.deallocate()
   }
 
+  /// The first thing that credentials need, and so the place where GnuTLS is loaded.
   private func choosePriority(_ text: String) throws(TLSFault) {
+    // SAFETY: the text is the library's own, and stays.
+    if let reason = unsafe cgnutls_load() {
+      throw TLSFault("GnuTLS", unsafe String(cString: reason))
+    }
     try TLSCredentials.check(
       unsafe gnutls_priority_init(&priority, text, nil), "the priority '\(text)'")
   }

@@ -2,16 +2,21 @@
 //
 // GnuTLS for Swift: a session whose transport is memory, and credentials from memory. Functions
 // return what GnuTLS returns, a negative code on failure. Source: gnutls.h, "Callback functions".
+// Memory that GnuTLS and we hand to each other is that of malloc(3), which is all that it uses.
 #pragma once
 #include <errno.h>
 #include <gnutls/gnutls.h>
 #include <gnutls/x509.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
 
 #pragma clang assume_nonnull begin
+
+/// Loads the library; nothing else here may be called before. Returns NULL, or what is wrong.
+const char *_Nullable cgnutls_load(void);
 
 /// The wire of a session for the time of one call: bytes of the peer that GnuTLS has not taken
 /// yet, and room for bytes that go to the peer.
@@ -78,7 +83,7 @@ static inline int cgnutls_find_psk(gnutls_session_t _Nullable session,
     const cgnutls_psk *entry = &list->entries[index];
     if (entry->name_count != name->size) continue;
     if (memcmp(list->bytes + entry->name_start, name->data, name->size) != 0) continue;
-    key->data = (unsigned char *)gnutls_malloc(entry->key_count);
+    key->data = (unsigned char *)malloc(entry->key_count);
     if (key->data == NULL) return -1;
     memcpy(key->data, list->bytes + entry->key_start, entry->key_count);
     key->size = entry->key_count;
@@ -153,12 +158,12 @@ static inline int cgnutls_peer_name(gnutls_session_t session, gnutls_datum_t *na
   return result;
 }
 
-static inline void cgnutls_free(void *_Nullable memory) { (gnutls_free)(memory); }
+static inline void cgnutls_free(void *_Nullable memory) { free(memory); }
 
 // -- Sessions --------------------------------------------------------------------------------
 
 /// Makes a session on `wire`. `keys` is for `cgnutls_find_psk`. Both outlive the session.
-static inline int cgnutls_open(gnutls_session_t _Nullable *session, int is_server,
+static inline int cgnutls_open(gnutls_session_t _Nullable *_Nonnull session, int is_server,
                                cgnutls_wire *wire, cgnutls_psk_list *_Nullable keys) {
   unsigned flags = GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL;
   int result = gnutls_init(session, flags | (is_server ? GNUTLS_SERVER : GNUTLS_CLIENT));
