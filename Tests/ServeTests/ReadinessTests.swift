@@ -42,9 +42,9 @@ import Testing
   @Test func `needs a descriptor that is open`() throws {
     let fixture = try ServeFixture()
     let process = try ServedProcess(
-      [try ServedProcess.path(of: "stratad")] + fixture.arguments + ["--ready-fd", "77"])
+      [try ServedProcess.path(of: "stratad")] + fixture.arguments + ["--ready-fd", "60000"])
     #expect(try process.waitForExit() == 1)
-    #expect(process.errorText == "stratad: --ready-fd: descriptor 77 is not open\n")
+    #expect(process.errorText == "stratad: --ready-fd: descriptor 60000 is not open\n")
   }
 
   @Test func `of a failed start is never said, and the cause is`() throws {
