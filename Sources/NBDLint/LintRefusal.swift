@@ -5,5 +5,5 @@
 /// Why a run cannot begin: a text that is no place, or a place where nobody answers.
 public struct LintRefusal: Error, Hashable, Sendable, CustomStringConvertible {
   public let description: String
-  init(_ description: String) { self.description = description }
+  public init(_ description: String) { self.description = description }
 }

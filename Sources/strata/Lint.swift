@@ -4,6 +4,7 @@
 
 import ArgumentParser
 import NBDLint
+import NBDProtocol
 
 struct Lint: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -65,7 +66,7 @@ struct Lint: ParsableCommand {
     let found: LintReport
     do throws(LintRefusal) {
       let server = LintServer(
-        place: try LintPlace(parsing: uri), deadlineSeconds: timeout,
+        place: try Lint.place(of: uri), deadlineSeconds: timeout,
         handshakeSecondsMax: handshakeTimeout)
       var run = LintRun(server: server, mayWrite: write)
       try run.prepare()
@@ -75,6 +76,22 @@ struct Lint: ParsableCommand {
     } catch { throw refusal("\(error)") }
     json ? print(found.jsonText) : print(found.humanText, terminator: "")
     throw ExitCode(found.exitCode(isStrict: strict))
+  }
+
+  private static func place(of text: String) throws(LintRefusal) -> LintPlace {
+    let uri: NBDURI
+    do throws(NBDURIFault) {
+      uri = try NBDURI(text)
+    } catch {
+      throw LintRefusal("\(text): \(error)")
+    }
+    guard !uri.requiresTLS else { throw LintRefusal("lint does not speak TLS yet") }
+    switch uri.endpoint {
+    case .unix(let path): return LintPlace(.unix(path: path), export: uri.exportName)
+    case .tcp(let host, let port):
+      return LintPlace(.tcp(host: host ?? "localhost", port: port), export: uri.exportName)
+    case .vsock: throw LintRefusal("lint does not speak vsock")
+    }
   }
 
   private func printList(_ checks: [LintCheck]) {

@@ -127,26 +127,3 @@ private let named: [Fault: [String]] = [
     #expect(some.count == 4 + 3)
   }
 }
-
-@Suite struct `the URI of a place` {
-  @Test func `names a UNIX socket or a TCP port, and an export`() throws {
-    #expect(
-      try LintPlace(parsing: "nbd+unix:///disk%201?socket=/run/a.sock")
-        == LintPlace(.unix(path: "/run/a.sock"), export: "disk 1"))
-    #expect(
-      try LintPlace(parsing: "nbd://localhost")
-        == LintPlace(.tcp(host: "localhost", port: 10_809)))
-    #expect(
-      try LintPlace(parsing: "nbd://[::1]:10810//a")
-        == LintPlace(.tcp(host: "::1", port: 10_810), export: "/a"))
-  }
-
-  @Test(arguments: [
-    "", "nbd", "disk.sock", "nbd+unix:///", "nbd+unix://host/?socket=a", "nbds://host/",
-    "nbd://host:0/", "nbd://host:99999/", "nbd:///x", "nbd://h/%zz", "nbd://h/?socket=a",
-    "nbd+unix:///?socket=a&socket=b", "nbd+unix:///?sock=a",
-  ])
-  func `that is wrong is refused with a reason`(_ uri: String) {
-    #expect(throws: LintRefusal.self) { try LintPlace(parsing: uri) }
-  }
-}
