@@ -3,6 +3,7 @@
 // What the user said about one export, before anything is opened or checked against the world.
 // This file performs no I/O and holds no defaults: the command line has them.
 
+import Bitmaps
 import BlockTypes
 import DataPlane
 
@@ -25,6 +26,9 @@ public struct ExportConfig: Sendable {
   public var connectionsMax: Int
   /// Let clients in without negotiation.
   public var speaksOldstyle = false
+
+  /// The dirty bitmaps to begin with.
+  public var bitmaps: [BitmapConfig] = []
 
   public var socketPath: String?
   public var socketMode: UInt32

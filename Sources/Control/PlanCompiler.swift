@@ -3,6 +3,7 @@
 // From what the user said and what was opened to the immutable plan that the data plane obeys.
 // This file performs no I/O.
 
+import Bitmaps
 import BlockTypes
 import DataPlane
 import ImageTools
@@ -69,7 +70,23 @@ public enum PlanCompiler {
       metadataCacheByteCount: Int(config.metadataCacheByteCount),
       spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
     plan.speaksOldstyle = config.speaksOldstyle
+    plan.bitmapActions = try bitmapActions(config, diskByteCount: diskByteCount)
     return plan
+  }
+
+  /// What makes the bitmaps that were asked for, tried once.
+  private static func bitmapActions(
+    _ config: ExportConfig, diskByteCount: UInt64
+  ) throws(ControlError) -> [BitmapAction] {
+    let actions = config.bitmaps.map(\.action)
+    var bitmaps = BitmapSet(
+      diskByteCount: diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
+    do throws(BitmapFault) {
+      try bitmaps.perform(actions)
+    } catch {
+      throw ControlError("--bitmap", error.reason)
+    }
+    return actions
   }
 
   /// The name that clients see: the file's own, unless the user gave one.

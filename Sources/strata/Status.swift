@@ -7,17 +7,9 @@ import Control
 
 struct Status: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Show what a running daemon has done.",
-    discussion: "SOCKET is the path that stratad was given with --control.")
+    abstract: "Show what a running daemon has done.", discussion: ControlOptions.discussion)
 
-  @Flag(help: "Print the daemon's own answer.")
-  var json = false
+  @OptionGroup var question: QuestionOptions
 
-  @Argument(help: "The daemon's control socket.")
-  var socket: String
-
-  func run() throws {
-    let answer = try ControlClient.ask(.status, at: socket)
-    json ? print(answer.line) : print(StatusText.text(of: answer.value), terminator: "")
-  }
+  func run() throws { try question.ask(.status, StatusText.text) }
 }

@@ -44,7 +44,7 @@ struct StratadCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Listen on a UNIX socket for 'strata status', 'strata clients' and 'strata kick'.",
+      "Listen on a UNIX socket for 'strata status', 'clients', 'kick' and 'bitmap'.",
       valueName: "path"))
   var control: String?
 
@@ -72,6 +72,12 @@ struct StratadCommand: ParsableCommand {
   @Option(
     help: ArgumentHelp("Smallest request: 1, or a power of 2 from 512.", valueName: "bytes"))
   var blockSize = "1"
+
+  @Option(
+    help: ArgumentHelp(
+      "Record what is written in a dirty bitmap; may be repeated.",
+      valueName: "name[:granularity]"))
+  var bitmap: [String] = []
 
   @Option(help: ArgumentHelp("Memory for the image's tables.", valueName: "bytes"))
   var metadataCache = "32M"
@@ -120,6 +126,7 @@ struct StratadCommand: ParsableCommand {
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)
     config.speaksOldstyle = oldstyle
+    config.bitmaps = try bitmap.map(bitmapConfig)
     config.tls = tls.config
     return config
   }
@@ -129,6 +136,14 @@ struct StratadCommand: ParsableCommand {
       throw ValidationError("\(option): '\(text)' is no size; write 512, 64k or 32M")
     }
     return value
+  }
+
+  private func bitmapConfig(_ text: String) throws -> BitmapConfig {
+    guard let bitmap = BitmapConfig(parsing: text) else {
+      throw ValidationError(
+        "--bitmap: '\(text)' is not NAME[:GRANULARITY]; write backup or backup:64k")
+    }
+    return bitmap
   }
 
   private func mode() throws -> UInt32 {

@@ -2,6 +2,7 @@
 //
 // JSON as the control socket takes it. Source: RFC 8259.
 
+import Bitmaps
 import ImageTools
 import Testing
 
@@ -79,7 +80,17 @@ private func read(_ text: String) throws -> JSONValue { try JSONReader.read(Arra
 }
 
 @Suite struct `A control request` {
-  @Test(arguments: [.status, .clients, .kick(client: 0), .kick(client: 77)] as [ControlRequest])
+  @Test(
+    arguments: [
+      .status, .clients, .kick(client: 0), .kick(client: 77), .bitmaps,
+      .changeBitmap(.add(name: "a \"b", granularityByteCount: 512, isEnabled: false)),
+      .changeBitmap(.remove(name: "a")), .changeBitmap(.merge(sources: ["b", "c"], target: "a")),
+      .changeBitmap(.freeze(name: "a")), .changeBitmap(.thaw(name: "a", .failed)),
+      .transaction([
+        .clear(name: "a"), .enable(name: "b"), .disable(name: "c"),
+        .add(name: "d", granularityByteCount: 2 << 30, isEnabled: true),
+      ]),
+    ] as [ControlRequest])
   func `is what its line says`(request: ControlRequest) throws {
     #expect(try ControlRequest(parsing: Array(request.line.utf8)) == request)
   }

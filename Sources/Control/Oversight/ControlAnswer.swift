@@ -14,6 +14,8 @@ enum ControlAnswer: Sendable {
   case status(ExportStatus)
   case clients([ClientStatus])
   case kicked(client: UInt64)
+  case bitmaps([BitmapStatus])
+  case done(actionCount: Int)
   case refusal(String)
 
   /// The answer in one line, without a line feed.
@@ -27,6 +29,11 @@ enum ControlAnswer: Sendable {
       for client in clients { ControlAnswer.write(client, to: &json) }
       json.end()
     case .kicked(let client): json.field("kicked", client)
+    case .bitmaps(let bitmaps):
+      json.beginArray("bitmaps")
+      for bitmap in bitmaps { ControlAnswer.write(bitmap, to: &json) }
+      json.end()
+    case .done(let actionCount): json.field("done", actionCount)
     case .refusal(let reason): json.field("error", reason)
     }
     json.end()
@@ -117,6 +124,20 @@ enum ControlAnswer: Sendable {
     json.end()
   }
 
+  private static func write(_ bitmap: BitmapStatus, to json: inout JSONWriter) {
+    json.beginObject()
+    json.field("name", bitmap.name)
+    json.field("granularity", bitmap.granularityByteCount)
+    json.field("enabled", bitmap.isEnabled)
+    json.field("frozen", bitmap.isFrozen)
+    json.field("dirty-bytes", bitmap.dirtyByteCount)
+    json.field("memory-bytes", bitmap.memoryByteCount)
+    json.beginArray("clients")
+    for client in bitmap.clients { json.field(nil, client) }
+    json.end()
+    json.end()
+  }
+
   private static func write(_ client: ClientStatus, to json: inout JSONWriter) {
     json.beginObject()
     json.field("client", client.number)
@@ -141,9 +162,7 @@ enum ControlAnswer: Sendable {
       json.field("extended-headers", negotiated.extendedHeaders)
       json.field("block-sizes", negotiated.blockSizesAgreed)
       json.beginArray("contexts")
-      for context in MetaContext.ofEveryImage where negotiated.contexts.contains(context) {
-        json.field(nil, context.name)
-      }
+      for name in client.contextNames { json.field(nil, name) }
       json.end()
     }
     json.field("stalled", client.isStalled)

@@ -3,6 +3,7 @@
 // What may be asked over the control socket: one JSON object a line.
 // Source: stratad(8), "CONTROL SOCKET". This file performs no I/O.
 
+import Bitmaps
 import ImageTools
 
 /// Why a line is no request, as a sentence for its sender.
@@ -15,6 +16,10 @@ public enum ControlRequest: Hashable, Sendable {
   case status
   case clients
   case kick(client: UInt64)
+  case bitmaps
+  case changeBitmap(BitmapAction)
+  /// All of it at one moment, or nothing.
+  case transaction([BitmapAction])
 
   /// Reads a line without its line feed. Members that the request does not have are faults, so that
   /// a slip is noticed.
@@ -28,50 +33,73 @@ public enum ControlRequest: Hashable, Sendable {
     guard case .object(let members) = value else {
       throw RequestFault(reason: "the line is no object such as {\"ask\":\"status\"}")
     }
-    guard let ask = members["ask"] else { throw RequestFault(reason: "there is no \"ask\"") }
-    guard case .string(let name) = ask else {
-      throw RequestFault(reason: "the value of \"ask\" is no string")
-    }
-    let allowed: Set<String>
-    switch name {
-    case "status":
-      self = .status
-      allowed = ["ask"]
-    case "clients":
-      self = .clients
-      allowed = ["ask"]
+    var request = try RequestMembers(members)
+    switch request.name {
+    case "status": self = .status
+    case "clients": self = .clients
     case "kick":
-      self = .kick(client: try ControlRequest.clientNumber(members["client"]))
-      allowed = ["ask", "client"]
+      self = .kick(client: UInt64(try request.number("client", "client's number")))
+    case "bitmaps": self = .bitmaps
+    case "transaction":
+      self = .transaction(try ControlRequest.actions(try request.array("actions", "list")))
     default:
-      throw RequestFault(
-        reason: "\(ControlRequest.shortened(name)) cannot be asked; status, clients and kick can")
+      guard let action = try BitmapAction(parsing: &request) else {
+        throw RequestFault(
+          reason: "\(RequestMembers.shortened(request.name)) cannot be asked;"
+            + " stratad(8) lists what can")
+      }
+      self = .changeBitmap(action)
     }
-    if let other = members.keys.sorted().first(where: { !allowed.contains($0) }) {
-      throw RequestFault(reason: "\(name) has no member \(ControlRequest.shortened(other))")
+    try request.requireNoMore()
+  }
+
+  /// Each one is an object as a line of its own would have it.
+  private static func actions(
+    _ values: [JSONValue]
+  ) throws(RequestFault) -> [BitmapAction] {
+    guard (1...BitmapSet.actionsMax).contains(values.count) else {
+      throw RequestFault(reason: "a transaction has 1...\(BitmapSet.actionsMax) actions")
     }
+    var actions: [BitmapAction] = []
+    for value in values {
+      guard case .object(let members) = value else {
+        throw RequestFault(reason: "an action is no object")
+      }
+      var request = try RequestMembers(members)
+      guard let action = try BitmapAction(parsing: &request) else {
+        throw RequestFault(
+          reason: "\(RequestMembers.shortened(request.name)) is no action of a transaction;"
+            + " those that begin with bitmap- are")
+      }
+      try request.requireNoMore()
+      actions.append(action)
+    }
+    return actions
   }
 
   /// The line that asks this, without a line feed.
   public var line: String {
+    var json = JSONWriter(layout: .oneLine)
+    json.beginObject()
     switch self {
-    case .status: #"{"ask":"status"}"#
-    case .clients: #"{"ask":"clients"}"#
-    case .kick(let client): #"{"ask":"kick","client":\#(client)}"#
+    case .status: json.field("ask", "status")
+    case .clients: json.field("ask", "clients")
+    case .kick(let client):
+      json.field("ask", "kick")
+      json.field("client", client)
+    case .bitmaps: json.field("ask", "bitmaps")
+    case .changeBitmap(let action): action.write(to: &json)
+    case .transaction(let actions):
+      json.field("ask", "transaction")
+      json.beginArray("actions")
+      for action in actions {
+        json.beginObject()
+        action.write(to: &json)
+        json.end()
+      }
+      json.end()
     }
-  }
-
-  private static func clientNumber(_ value: JSONValue?) throws(RequestFault) -> UInt64 {
-    guard let value else { throw RequestFault(reason: "kick needs \"client\", a client's number") }
-    guard let number = value.integer, number >= 0 else {
-      throw RequestFault(reason: "the value of \"client\" is no client's number")
-    }
-    return UInt64(number)
-  }
-
-  /// Names of a stranger's choice do not fill our answers.
-  private static func shortened(_ name: String) -> String {
-    let lengthMax = 40
-    return JSONWriter.quote(name.count > lengthMax ? "\(name.prefix(lengthMax))…" : name)
+    json.end()
+    return json.finish()
   }
 }

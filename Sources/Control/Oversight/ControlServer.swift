@@ -3,6 +3,7 @@
 // The server of the control socket: a thread that waits for descriptors and for nothing else, so
 // that no client holds up another, nor the export.
 
+import Bitmaps
 import DataPlane
 import LinuxIO
 
@@ -177,6 +178,17 @@ final class ControlServer {
       return .kick(client: client) { isDone in
         deliver(isDone ? .kicked(client: client) : .refusal("there is no client \(client)"))
       }
+    case .bitmaps: return .bitmaps { deliver(.bitmaps($0)) }
+    case .changeBitmap(let action): return change([action], deliver)
+    case .transaction(let actions): return change(actions, deliver)
+    }
+  }
+
+  private func change(
+    _ actions: [BitmapAction], _ deliver: @escaping @Sendable (ControlAnswer) -> Void
+  ) -> ExportCommand {
+    .changeBitmaps(actions) { fault in
+      deliver(fault.map { .refusal($0.reason) } ?? .done(actionCount: actions.count))
     }
   }
 

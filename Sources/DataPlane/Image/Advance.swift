@@ -20,8 +20,12 @@ extension ImageStack {
   mutating func start(_ index: Int) {
     switch requests.slots[index].command {
     case .read: startRead(index)
-    case .write: startWrite(index)
-    case .writeZeroes, .trim: startZero(index)
+    case .write:
+      recordChange(index)
+      startWrite(index)
+    case .writeZeroes, .trim:
+      recordChange(index)
+      startZero(index)
     case .flush: requests.slots[index].stage = isReadOnly ? .finished : .awaitingFlush
     case .blockStatus: startStatus(index)
     // Prefetching through O_DIRECT would warm nothing: the advice is taken and ignored.

@@ -4,6 +4,7 @@
 // one export. One thread calls it. `advance` moves a request as far as it can go; whatever the
 // request then waits for calls `wake`.
 
+import Bitmaps
 import BlockTypes
 import LinuxIO
 import NBDProtocol
@@ -83,6 +84,8 @@ struct ImageStack: ~Copyable {
   let usesIndex: Bool
 
   var allocator: Allocator
+  /// What was written since when, as clients may ask.
+  var bitmaps: BitmapSet
   var flush = FlushState()
   var releases = ReleaseQueue()
 

@@ -52,7 +52,8 @@ extension ExportLoop {
     if command == .blockStatus {
       image.requests.slots[slot].statusExtents.begin(
         contexts ?? connections[index].agreedRules.negotiated.contexts,
-        extentByteCount: connections[index].framing.extentByteCount)
+        extentByteCount: connections[index].framing.extentByteCount,
+        in: image.requests.slots[slot].buffer)
     }
     image.requests.slots[slot].wantsHoles =
       connections[index].framing.hasChunks && !header.flags.contains(.dontFragment)

@@ -37,6 +37,8 @@ extension ExportLoop {
       case .status(let complete): complete(status())
       case .clients(let complete): complete(clients())
       case .kick(let number, let complete): complete(kick(number))
+      case .bitmaps(let complete): complete(bitmapStatus())
+      case .changeBitmaps(let actions, let complete): complete(changeBitmaps(actions))
       }
     }
   }
@@ -108,7 +110,7 @@ extension ExportLoop {
     return ClientStatus(
       number: connections[index].number, peer: connections[index].peer,
       connectedNanoseconds: now - connections[index].startNanoseconds, phase: phase,
-      negotiated: connections[index].rules?.negotiated,
+      negotiated: connections[index].rules?.negotiated, contextNames: contextNames(index),
       tls: place < 0 ? nil : secure.streams[place].status, isStalled: connections[index].isStalled,
       inFlightCount: connections[index].requestCount,
       bufferedByteCount: connections[index].bufferByteCount + unreadByteCount(index),

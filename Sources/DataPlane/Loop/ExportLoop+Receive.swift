@@ -134,6 +134,10 @@ extension ExportLoop {
       startTLS(index)
       return false
     case .ready(let negotiated):
+      guard hasBitmaps(of: negotiated) else {
+        breakConnection(index)
+        return false
+      }
       connections[index].beginTransmission(
         TransmissionRules(traits: description.traits, negotiated: negotiated))
       enlargeTLS(index)

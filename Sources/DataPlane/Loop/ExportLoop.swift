@@ -4,6 +4,7 @@
 // it and owns everything in it. A tick takes all that is ready, submits once, sends once for each
 // client.
 
+import Bitmaps
 import BlockTypes
 import Glibc
 import LinuxIO
@@ -34,7 +35,8 @@ public struct ExportLoop: ~Copyable {
   }
 
   let plan: ExportPlan
-  let description: ExportDescription
+  /// What a client that comes now is told.
+  var description: ExportDescription
   var image: ImageStack
   var events: EventLoop
   let timer: IntervalTimer
@@ -78,7 +80,7 @@ public struct ExportLoop: ~Copyable {
     try events.add(stopSignals, .readable, token: Source.signal.token())
     try events.add(mailbox.eventDescriptor, .readable, token: Source.mailbox.token())
 
-    description = ExportLoop.describe(plan)
+    description = ExportLoop.describe(plan, image.bitmaps)
     connections = FixedPool(capacity: plan.limits.connectionsMax)
     secure = SecureStreams(capacity: plan.limits.connectionsMax)
     spin = SpinPolicy(windowNanoseconds: plan.spinNanosecondsMax)
@@ -91,7 +93,7 @@ public struct ExportLoop: ~Copyable {
     self.mailbox = mailbox
   }
 
-  private static func describe(_ plan: ExportPlan) -> ExportDescription {
+  static func describe(_ plan: ExportPlan, _ bitmaps: BitmapSet) -> ExportDescription {
     ExportDescription(
       name: plan.name, description: plan.description,
       traits: ExportTraits(
@@ -104,7 +106,9 @@ public struct ExportLoop: ~Copyable {
         // covers what was answered on all.
         canMultiConn: plan.limits.connectionsMax > 1,
         canTrim: true, canWriteZeroes: true, canFastZero: true, canCache: true),
-      contexts: MetaContext.ofEveryImage)
+      contexts: MetaContext.ofEveryImage
+        + bitmaps.all.map { MetaContext.dirtyBitmap($0.name, number: $0.number) },
+      revision: bitmaps.revision)
   }
 
   /// Serves until a signal ends it.

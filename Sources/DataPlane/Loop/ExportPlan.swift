@@ -3,6 +3,7 @@
 // What an export consists of: an immutable value that Control compiles and the loop obeys.
 // This file performs no I/O.
 
+import Bitmaps
 import BlockTypes
 import LinuxIO
 import Qcow2
@@ -53,6 +54,8 @@ public struct ExportPlan {
   public var spinNanosecondsMax: UInt64
   /// Clients are let in without any negotiation.
   public var speaksOldstyle = false
+  /// What makes the dirty bitmaps that the export begins with.
+  public var bitmapActions: [BitmapAction] = []
   /// nil: TLS is off.
   public var tls: TLSPlan?
 

@@ -256,6 +256,17 @@ struct RequestSlot {
     errorOffset = min(errorOffset, max(scan.cursor, offset))
   }
 
+  /// Extents of one context that a BLOCK_STATUS may tell.
+  var extentsMax: Int { flags.contains(.requestOne) ? 1 : statusExtents.extentsMax }
+
+  /// What a request changes on the disk; nil when it only looks.
+  var changedRange: ByteRange? {
+    switch command {
+    case .write, .writeZeroes, .trim: return ByteRange(start: offset, end: offset + length)
+    case .read, .disconnect, .flush, .cache, .blockStatus, .resize: return nil
+    }
+  }
+
   /// The request's range rounded out to the alignment of the chain.
   func alignedRange(_ alignment: UInt64) -> ByteRange {
     ByteRange(start: offset, end: offset + length).roundedOut(to: alignment)
