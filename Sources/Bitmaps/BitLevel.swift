@@ -39,13 +39,35 @@ struct BitLevel: Hashable, Sendable {
       words[firstWord] |= BitLevel.from(first) & BitLevel.through(last)
       return
     }
-    words[firstWord] |= BitLevel.from(first)
-    for word in firstWord + 1..<lastWord { words[word] = .max }
-    words[lastWord] |= BitLevel.through(last)
+    var span = words.mutableSpan
+    span[firstWord] |= BitLevel.from(first)
+    for word in firstWord + 1..<lastWord { span[word] = .max }
+    span[lastWord] |= BitLevel.through(last)
   }
 
   mutating func clear() {
-    for word in words.indices { words[word] = 0 }
+    var span = words.mutableSpan
+    for word in span.indices { span[word] = 0 }
+  }
+
+  /// Sets what is set in `other`, which has as many bits, among the words `range`.
+  mutating func set(_ other: BitLevel, inWords range: Range<Int>) {
+    var span = words.mutableSpan
+    let others = other.words.span
+    for word in range { span[word] |= others[word] }
+  }
+
+  /// How many bits of the words `range` are set.
+  func oneCount(inWords range: Range<Int>) -> Int {
+    let span = words.span
+    var count = 0
+    for word in range { count += span[word].nonzeroBitCount }
+    return count
+  }
+
+  /// The 64 words that bit word `index` of the level above stands for, as far as they are there.
+  func words(below index: Int) -> Range<Int> {
+    index << 6..<min((index + 1) << 6, words.count)
   }
 
   /// The first bit from `start` on that is one; nil when there is none.

@@ -121,10 +121,11 @@ public struct DirtyBitmap: Hashable, Sendable {
     precondition(
       other.diskByteCount == diskByteCount, "bitmaps of disks of different size were merged")
     if other.granularityBits == granularityBits {
-      var word = other.anyDirty.nextOne(from: 0)
-      while let place = word {
-        mark(other.blocks.words[place], inWord: place)
-        word = other.anyDirty.nextOne(from: place + 1)
+      for place in anyDirty.words.indices where other.anyDirty.words[place] != 0 {
+        let words = blocks.words(below: place)
+        blocks.set(other.blocks, inWords: words)
+        anyDirty.set(other.anyDirty.words[place], inWord: place)
+        for word in words { noteIfFull(word) }
       }
       return
     }
@@ -177,13 +178,11 @@ public struct DirtyBitmap: Hashable, Sendable {
 
   /// Bytes of the dirty blocks; of the last one, those that are on the disk.
   public var dirtyByteCount: UInt64 {
-    var blockCount: UInt64 = 0
-    var word = anyDirty.nextOne(from: 0)
-    while let place = word {
-      blockCount += UInt64(blocks.words[place].nonzeroBitCount)
-      word = anyDirty.nextOne(from: place + 1)
+    var blockCount = 0
+    for place in anyDirty.words.indices where anyDirty.words[place] != 0 {
+      blockCount += blocks.oneCount(inWords: blocks.words(below: place))
     }
-    let byteCount = blockCount << granularityBits
+    let byteCount = UInt64(blockCount) << granularityBits
     guard blocks.count > 0, blocks.isSet(blocks.count - 1) else { return byteCount }
     return byteCount - (UInt64(blocks.count) << granularityBits - diskByteCount)
   }
