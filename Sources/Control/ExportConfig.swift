@@ -27,6 +27,8 @@ public struct ExportConfig: Sendable {
   /// Let clients in without negotiation.
   public var speaksOldstyle = false
 
+  /// Clients may make the disk larger.
+  public var clientsMayResize = false
   /// The dirty bitmaps to begin with.
   public var bitmaps: [BitmapConfig] = []
 

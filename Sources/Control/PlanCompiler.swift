@@ -70,6 +70,7 @@ public enum PlanCompiler {
       metadataCacheByteCount: Int(config.metadataCacheByteCount),
       spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
     plan.speaksOldstyle = config.speaksOldstyle
+    plan.clientsMayResize = config.clientsMayResize
     plan.bitmapActions = try bitmapActions(config, diskByteCount: diskByteCount)
     return plan
   }

@@ -44,7 +44,7 @@ struct StratadCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Listen on a UNIX socket for 'strata status', 'clients', 'kick' and 'bitmap'.",
+      "Listen on a UNIX socket for 'strata status', 'clients', 'kick', 'resize' and 'bitmap'.",
       valueName: "path"))
   var control: String?
 
@@ -78,6 +78,9 @@ struct StratadCommand: ParsableCommand {
       "Record what is written in a dirty bitmap; may be repeated.",
       valueName: "name[:granularity]"))
   var bitmap: [String] = []
+
+  @Flag(help: "Let clients make the disk larger (NBD_CMD_RESIZE).")
+  var clientResize = false
 
   @Option(help: ArgumentHelp("Memory for the image's tables.", valueName: "bytes"))
   var metadataCache = "32M"
@@ -126,6 +129,7 @@ struct StratadCommand: ParsableCommand {
       allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
       pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)
     config.speaksOldstyle = oldstyle
+    config.clientsMayResize = clientResize
     config.bitmaps = try bitmap.map(bitmapConfig)
     config.tls = tls.config
     return config

@@ -82,7 +82,7 @@ private func read(_ text: String) throws -> JSONValue { try JSONReader.read(Arra
 @Suite struct `A control request` {
   @Test(
     arguments: [
-      .status, .clients, .kick(client: 0), .kick(client: 77), .bitmaps,
+      .status, .clients, .kick(client: 0), .kick(client: 77), .bitmaps, .resize(byteCount: 1 << 40),
       .changeBitmap(.add(name: "a \"b", granularityByteCount: 512, isEnabled: false)),
       .changeBitmap(.remove(name: "a")), .changeBitmap(.merge(sources: ["b", "c"], target: "a")),
       .changeBitmap(.freeze(name: "a")), .changeBitmap(.thaw(name: "a", .failed)),

@@ -33,7 +33,7 @@ import Testing
 }
 
 @Suite struct `The options of strata` {
-  @Test(arguments: ["create", "info", "check", "map", "status", "clients", "kick", "lint"])
+  @Test(arguments: ["create", "info", "check", "map", "status", "clients", "kick", "resize", "lint"])
   func `are all in the manual page`(verb: String) throws {
     let result = try runTool(ServedProcess.path(of: "strata"), verb, "--help")
     #expect(result.code == 0)

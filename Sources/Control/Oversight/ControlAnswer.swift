@@ -16,6 +16,7 @@ enum ControlAnswer: Sendable {
   case kicked(client: UInt64)
   case bitmaps([BitmapStatus])
   case done(actionCount: Int)
+  case resized(byteCount: UInt64)
   case refusal(String)
 
   /// The answer in one line, without a line feed.
@@ -34,6 +35,7 @@ enum ControlAnswer: Sendable {
       for bitmap in bitmaps { ControlAnswer.write(bitmap, to: &json) }
       json.end()
     case .done(let actionCount): json.field("done", actionCount)
+    case .resized(let byteCount): json.field("disk-bytes", byteCount)
     case .refusal(let reason): json.field("error", reason)
     }
     json.end()

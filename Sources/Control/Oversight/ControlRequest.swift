@@ -20,6 +20,7 @@ public enum ControlRequest: Hashable, Sendable {
   case changeBitmap(BitmapAction)
   /// All of it at one moment, or nothing.
   case transaction([BitmapAction])
+  case resize(byteCount: UInt64)
 
   /// Reads a line without its line feed. Members that the request does not have are faults, so that
   /// a slip is noticed.
@@ -40,6 +41,8 @@ public enum ControlRequest: Hashable, Sendable {
     case "kick":
       self = .kick(client: UInt64(try request.number("client", "client's number")))
     case "bitmaps": self = .bitmaps
+    case "resize":
+      self = .resize(byteCount: UInt64(try request.number("bytes", "number of bytes")))
     case "transaction":
       self = .transaction(try ControlRequest.actions(try request.array("actions", "list")))
     default:
@@ -88,6 +91,9 @@ public enum ControlRequest: Hashable, Sendable {
       json.field("ask", "kick")
       json.field("client", client)
     case .bitmaps: json.field("ask", "bitmaps")
+    case .resize(let byteCount):
+      json.field("ask", "resize")
+      json.field("bytes", byteCount)
     case .changeBitmap(let action): action.write(to: &json)
     case .transaction(let actions):
       json.field("ask", "transaction")

@@ -179,6 +179,10 @@ final class ControlServer {
         deliver(isDone ? .kicked(client: client) : .refusal("there is no client \(client)"))
       }
     case .bitmaps: return .bitmaps { deliver(.bitmaps($0)) }
+    case .resize(let byteCount):
+      return .resize(byteCount: byteCount) { reason in
+        deliver(reason.map { .refusal($0) } ?? .resized(byteCount: byteCount))
+      }
     case .changeBitmap(let action): return change([action], deliver)
     case .transaction(let actions): return change(actions, deliver)
     }

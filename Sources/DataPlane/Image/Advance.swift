@@ -30,7 +30,8 @@ extension ImageStack {
     case .blockStatus: startStatus(index)
     // Prefetching through O_DIRECT would warm nothing: the advice is taken and ignored.
     case .cache: requests.slots[index].stage = .finished
-    case .disconnect, .resize:
+    case .resize: startResize(index)
+    case .disconnect:
       preconditionFailure("a request that never reaches the image was started")
     }
     advance(index)
@@ -68,6 +69,7 @@ extension ImageStack {
       case .collectingStatus: progress = collectStatus(index)
       case .awaitingFlush: progress = joinFlush(index)
       case .releasing: progress = release(index)
+      case .resizing: progress = resizeOn(index)
       case .unwinding: progress = unwind(index)
       case .finished:
         finish(index)
@@ -82,6 +84,7 @@ extension ImageStack {
   private mutating func finish(_ index: Int) {
     precondition(requests.slots[index].inFlightCount == 0, "a request finished with I/O in flight")
     dropClaim(index)
+    endResize(index)
     finished.append(index, &requests.slots)
     wakeReleases()
   }

@@ -56,7 +56,8 @@ struct ImageStack: ~Copyable {
   let storages: [LayerFile]
 
   let isReadOnly: Bool
-  let diskByteCount: UInt64
+  /// Larger than what clients know while the disk grows.
+  var diskByteCount: UInt64
   /// The alignment that all I/O of the chain keeps: 1 when it goes through the page cache.
   let alignment: UInt64
 
@@ -88,6 +89,7 @@ struct ImageStack: ~Copyable {
   var bitmaps: BitmapSet
   var flush = FlushState()
   var releases = ReleaseQueue()
+  var resize = ResizeState()
 
   /// Bytes reached the files since the last successful synchronisation began.
   var hasUnsyncedWrites = false

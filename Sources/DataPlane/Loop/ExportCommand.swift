@@ -19,4 +19,6 @@ public enum ExportCommand: Sendable {
   case bitmaps(@Sendable ([BitmapStatus]) -> Void)
   /// Changes the bitmaps, all actions at one moment or none. Completes with the reason for none.
   case changeBitmaps([BitmapAction], @Sendable (BitmapFault?) -> Void)
+  /// Makes the disk larger. Completes with the reason if it does not become so.
+  case resize(byteCount: UInt64, @Sendable (String?) -> Void)
 }

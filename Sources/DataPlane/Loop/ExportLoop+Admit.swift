@@ -41,7 +41,7 @@ extension ExportLoop {
       }
       image.requests.slots[slot].buffer = buffer
     }
-    if header.length == 0, command != .flush {
+    if header.length == 0, command != .flush, command != .resize {
       return finishWithoutWork(index, slot, header, command)
     }
     if command == .write {

@@ -39,6 +39,7 @@ extension ExportLoop {
       case .kick(let number, let complete): complete(kick(number))
       case .bitmaps(let complete): complete(bitmapStatus())
       case .changeBitmaps(let actions, let complete): complete(changeBitmaps(actions))
+      case .resize(let byteCount, let complete): startResize(to: byteCount, complete)
       }
     }
   }
@@ -63,7 +64,7 @@ extension ExportLoop {
       }
     }
     return ExportStatus(
-      name: plan.name, diskByteCount: plan.diskByteCount, isReadOnly: plan.isReadOnly,
+      name: plan.name, diskByteCount: image.bitmaps.diskByteCount, isReadOnly: plan.isReadOnly,
       uptimeNanoseconds: MonotonicClock.nanoseconds - startNanoseconds,
       connectionCount: connections.count, connectionsMax: connections.capacity,
       connectionTotal: counters.connectionTotal, commands: commands,

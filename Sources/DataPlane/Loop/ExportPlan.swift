@@ -54,6 +54,8 @@ public struct ExportPlan {
   public var spinNanosecondsMax: UInt64
   /// Clients are let in without any negotiation.
   public var speaksOldstyle = false
+  /// Clients may make the disk larger.
+  public var clientsMayResize = false
   /// What makes the dirty bitmaps that the export begins with.
   public var bitmapActions: [BitmapAction] = []
   /// nil: TLS is off.
