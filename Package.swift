@@ -125,7 +125,8 @@ let package = Package(
     .testTarget(
       name: "ControlTests",
       dependencies: [
-        "BlockTypes", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "ImageTools", "Control",
+        "BlockTypes", "NBDProtocol", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
+        "ImageTools", "Control",
       ],
       swiftSettings: tests),
     .testTarget(

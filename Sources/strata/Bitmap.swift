@@ -23,11 +23,14 @@ struct Bitmap: ParsableCommand {
 /// The socket and the bitmap of a verb on one bitmap.
 struct BitmapOptions: ParsableArguments {
   @OptionGroup var daemon: ControlOptions
+  @OptionGroup var choice: ExportChoice
 
   @Argument(help: "The bitmap's name.")
   var name: String
 
-  func order(_ action: BitmapAction) throws { try daemon.order(.changeBitmap(action)) }
+  func order(_ action: BitmapAction) throws {
+    try daemon.order(.changeBitmap(action, export: choice.export))
+  }
 }
 
 struct BitmapList: ParsableCommand {
@@ -35,8 +38,9 @@ struct BitmapList: ParsableCommand {
     commandName: "list", abstract: "List the bitmaps with what is dirty in them.")
 
   @OptionGroup var question: QuestionOptions
+  @OptionGroup var choice: ExportChoice
 
-  func run() throws { try question.ask(.bitmaps, BitmapsText.text) }
+  func run() throws { try question.ask(.bitmaps(export: choice.export), BitmapsText.text) }
 }
 
 struct BitmapAdd: ParsableCommand {

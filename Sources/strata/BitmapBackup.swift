@@ -11,6 +11,7 @@ struct BitmapMerge: ParsableCommand {
     commandName: "merge", abstract: "Mark in one bitmap what is dirty in others.")
 
   @OptionGroup var daemon: ControlOptions
+  @OptionGroup var choice: ExportChoice
 
   @Argument(help: "The bitmap that is changed.")
   var target: String
@@ -19,7 +20,8 @@ struct BitmapMerge: ParsableCommand {
   var sources: [String]
 
   func run() throws {
-    try daemon.order(.changeBitmap(.merge(sources: sources, target: target)))
+    try daemon.order(
+      .changeBitmap(.merge(sources: sources, target: target), export: choice.export))
   }
 }
 
@@ -55,6 +57,7 @@ struct BitmapRotate: ParsableCommand {
     abstract: "Stop recording in one bitmap and start in another, at one moment.")
 
   @OptionGroup var daemon: ControlOptions
+  @OptionGroup var choice: ExportChoice
 
   @Argument(help: "The bitmap that records no more.")
   var from: String
@@ -63,7 +66,9 @@ struct BitmapRotate: ParsableCommand {
   var to: String
 
   func run() throws {
-    try daemon.order(.transaction([.disable(name: from), .clear(name: to), .enable(name: to)]))
+    try daemon.order(
+      .transaction(
+        [.disable(name: from), .clear(name: to), .enable(name: to)], export: choice.export))
   }
 }
 

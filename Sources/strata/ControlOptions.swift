@@ -31,3 +31,9 @@ struct QuestionOptions: ParsableArguments {
     json ? print(answer.line) : print(text(answer.value), terminator: "")
   }
 }
+
+/// Which export of a daemon is meant.
+struct ExportChoice: ParsableArguments {
+  @Option(help: "The export, where the daemon has several.")
+  var export: String?
+}

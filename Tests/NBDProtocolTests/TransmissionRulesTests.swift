@@ -205,12 +205,13 @@ private let ranged: [Command] = [.read, .trim, .cache, .writeZeroes, .blockStatu
   }
 
   /// proto.md of the branch extension-resize, "NBD_CMD_RESIZE": the new size is in the offset.
-  @Test(arguments: [
-    (size, 0, Verdict.execute(.resize)), (2 * size, 0, .execute(.resize)),
-    (UInt64(Int64.max) & ~4095, 0, .execute(.resize)), (1 << 63, 0, refused(.ENOSPC)),
-    (size - 4096, 0, refused(.EPERM)), (0, 0, refused(.EPERM)), (size + 512, 0, refused(.EINVAL)),
-    (2 * size, 1, refused(.EINVAL)),
-  ])
+  @Test(
+    arguments: [
+      (size, 0, Verdict.execute(.resize)), (2 * size, 0, .execute(.resize)),
+      (UInt64(Int64.max) & ~4095, 0, .execute(.resize)), (1 << 63, 0, refused(.ENOSPC)),
+      (size - 4096, 0, refused(.EPERM)), (0, 0, refused(.EPERM)), (size + 512, 0, refused(.EINVAL)),
+      (2 * size, 1, refused(.EINVAL)),
+    ] as [(UInt64, UInt64, Verdict)])
   func `let a disk grow where that is offered, and never shrink`(
     newSize: UInt64, count: UInt64, verdict: Verdict
   ) {

@@ -170,7 +170,7 @@ import Testing
     for character in #"{"ask":"clients"}"# { try client.send(String(character)) }
     try client.send("\n")
     client.socket.shutDownSending()
-    #expect(try client.receiveLine() == #"{"clients":[]}"#)
+    #expect(try client.receiveLine().hasPrefix(#"{"clients":[],"#))
     #expect(try client.socket.receiveUntilEnd() == [])
     let hasty = try ControlConnection(fixture.control)
     try hasty.send(#"{"ask":"clients"}"#)

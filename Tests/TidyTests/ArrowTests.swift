@@ -26,7 +26,7 @@ private let arrows: [String: Set<String>] = [
   "NBDLint": ["LinuxIO", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
-    "ImageTools",
+    "ImageTools", "Synchronization",
   ],
   "stratad": [
     "Control", "ImageTools", "DataPlane", "Bitmaps", "LinuxIO", "BlockTypes", "ArgumentParser",

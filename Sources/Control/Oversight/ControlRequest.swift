@@ -13,14 +13,18 @@ public struct RequestFault: Error, Hashable, Sendable {
 
 /// A question or an order.
 public enum ControlRequest: Hashable, Sendable {
-  case status
+  /// What one export has done; nil: the only one.
+  case status(export: String?)
+  case exports
   case clients
   case kick(client: UInt64)
-  case bitmaps
-  case changeBitmap(BitmapAction)
+  case bitmaps(export: String?)
+  case changeBitmap(BitmapAction, export: String?)
   /// All of it at one moment, or nothing.
-  case transaction([BitmapAction])
-  case resize(byteCount: UInt64)
+  case transaction([BitmapAction], export: String?)
+  case resize(byteCount: UInt64, export: String?)
+  /// Reads certificates, keys and lists of names again.
+  case reload
 
   /// Reads a line without its line feed. Members that the request does not have are faults, so that
   /// a slip is noticed.
@@ -36,22 +40,28 @@ public enum ControlRequest: Hashable, Sendable {
     }
     var request = try RequestMembers(members)
     switch request.name {
-    case "status": self = .status
+    case "status": self = .status(export: try request.exportName())
+    case "exports": self = .exports
+    case "reload": self = .reload
     case "clients": self = .clients
     case "kick":
       self = .kick(client: UInt64(try request.number("client", "client's number")))
-    case "bitmaps": self = .bitmaps
+    case "bitmaps": self = .bitmaps(export: try request.exportName())
     case "resize":
-      self = .resize(byteCount: UInt64(try request.number("bytes", "number of bytes")))
+      self = .resize(
+        byteCount: UInt64(try request.number("bytes", "number of bytes")),
+        export: try request.exportName())
     case "transaction":
-      self = .transaction(try ControlRequest.actions(try request.array("actions", "list")))
+      self = .transaction(
+        try ControlRequest.actions(try request.array("actions", "list")),
+        export: try request.exportName())
     default:
       guard let action = try BitmapAction(parsing: &request) else {
         throw RequestFault(
           reason: "\(RequestMembers.shortened(request.name)) cannot be asked;"
             + " stratad(8) lists what can")
       }
-      self = .changeBitmap(action)
+      self = .changeBitmap(action, export: try request.exportName())
     }
     try request.requireNoMore()
   }
@@ -85,17 +95,26 @@ public enum ControlRequest: Hashable, Sendable {
     var json = JSONWriter(layout: .oneLine)
     json.beginObject()
     switch self {
-    case .status: json.field("ask", "status")
+    case .status(let export):
+      json.field("ask", "status")
+      if let export { json.field("export", export) }
+    case .exports: json.field("ask", "exports")
+    case .reload: json.field("ask", "reload")
     case .clients: json.field("ask", "clients")
     case .kick(let client):
       json.field("ask", "kick")
       json.field("client", client)
-    case .bitmaps: json.field("ask", "bitmaps")
-    case .resize(let byteCount):
+    case .bitmaps(let export):
+      json.field("ask", "bitmaps")
+      if let export { json.field("export", export) }
+    case .resize(let byteCount, let export):
       json.field("ask", "resize")
       json.field("bytes", byteCount)
-    case .changeBitmap(let action): action.write(to: &json)
-    case .transaction(let actions):
+      if let export { json.field("export", export) }
+    case .changeBitmap(let action, let export):
+      action.write(to: &json)
+      if let export { json.field("export", export) }
+    case .transaction(let actions, let export):
       json.field("ask", "transaction")
       json.beginArray("actions")
       for action in actions {
@@ -104,6 +123,7 @@ public enum ControlRequest: Hashable, Sendable {
         json.end()
       }
       json.end()
+      if let export { json.field("export", export) }
     }
     json.end()
     return json.finish()

@@ -61,6 +61,13 @@ struct RequestMembers {
     return flag
   }
 
+  /// The export that is meant; nil: the only one.
+  mutating func exportName() throws(RequestFault) -> String? {
+    guard let value = rest.removeValue(forKey: "export") else { return nil }
+    guard let name = value.text else { throw RequestMembers.wrong("export", "string") }
+    return name
+  }
+
   func requireNoMore() throws(RequestFault) {
     guard let other = rest.keys.sorted().first else { return }
     throw RequestFault(reason: "\(name) has no member \(RequestMembers.shortened(other))")

@@ -17,8 +17,8 @@ extension ExportLoop {
     } catch {
       return error
     }
-    if image.bitmaps.revision != description.revision {
-      description = ExportLoop.describe(plan, image.bitmaps)
+    if image.bitmaps.revision != notice.current.revision {
+      notice.publish(ExportLoop.describe(plan, image.bitmaps))
     }
     return nil
   }
@@ -50,9 +50,7 @@ extension ExportLoop {
   private func holders() -> [Int: [UInt64]] {
     var holders: [Int: [UInt64]] = [:]
     for index in 0..<connections.capacity where connections.isOccupied(index) {
-      guard var selected = connections[index].rules?.negotiated.contexts.dirtyBitmaps else {
-        continue
-      }
+      var selected = connections[index].rules.negotiated.contexts.dirtyBitmaps
       while let id = selected.popFirst() {
         holders[MetaContextSet.bitmapNumber(ofID: id), default: []]
           .append(connections[index].number)
@@ -63,8 +61,8 @@ extension ExportLoop {
 
   /// The contexts that a client has selected.
   func contextNames(_ index: Int) -> [String] {
-    guard let selected = connections[index].rules?.negotiated.contexts else { return [] }
+    let selected = connections[index].rules.negotiated.contexts
     // A selected bitmap is never removed, so its name is in the newest description.
-    return description.contexts.filter { selected.contains($0) }.map(\.name)
+    return notice.current.contexts.filter { selected.contains($0) }.map(\.name)
   }
 }

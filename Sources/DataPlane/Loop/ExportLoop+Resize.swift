@@ -33,10 +33,10 @@ extension ExportLoop {
   /// use the larger disk from now on.
   mutating func resizeEnded(_ slot: Int) {
     let error = image.requests.slots[slot].error
-    if error == .none, image.bitmaps.diskByteCount != description.traits.byteCount {
-      description = ExportLoop.describe(plan, image.bitmaps)
+    if error == .none, image.bitmaps.diskByteCount != notice.current.traits.byteCount {
+      notice.publish(ExportLoop.describe(plan, image.bitmaps))
       for index in 0..<connections.capacity where connections.isOccupied(index) {
-        connections[index].rules?.grow(to: image.bitmaps.diskByteCount)
+        connections[index].rules.grow(to: image.bitmaps.diskByteCount)
       }
     }
     resizeOrders.removeValue(forKey: slot)?(ExportLoop.reason(of: error))

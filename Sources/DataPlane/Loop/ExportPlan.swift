@@ -28,6 +28,19 @@ public struct LayerPlan {
   }
 }
 
+/// How long a client may do nothing before its connection ends. nil: for ever, as a guest may.
+public struct ClientPatience: Sendable, Hashable {
+  /// Seconds without a request, with none in flight.
+  public var idleSecondsMax: Int?
+  /// Seconds in which it takes nothing of the replies that wait for it.
+  public var unreadSecondsMax: Int?
+
+  public init(idleSecondsMax: Int? = nil, unreadSecondsMax: Int? = nil) {
+    self.idleSecondsMax = idleSecondsMax
+    self.unreadSecondsMax = unreadSecondsMax
+  }
+}
+
 /// Everything that the data plane needs to know about one export. There are no defaults here:
 /// Control decides.
 public struct ExportPlan {
@@ -52,14 +65,12 @@ public struct ExportPlan {
   public var metadataCacheByteCount: Int
   /// How long the loop may look for the next event before it sleeps; 0 sleeps at once.
   public var spinNanosecondsMax: UInt64
-  /// Clients are let in without any negotiation.
-  public var speaksOldstyle = false
+  /// How long a client may do nothing.
+  public var patience = ClientPatience()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
   /// What makes the dirty bitmaps that the export begins with.
   public var bitmapActions: [BitmapAction] = []
-  /// nil: TLS is off.
-  public var tls: TLSPlan?
 
   public init(
     name: String, description: String, isReadOnly: Bool, layers: [LayerPlan], engine: Engine,
