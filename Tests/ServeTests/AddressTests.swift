@@ -66,6 +66,29 @@ private func serve(
   }
 }
 
+@Suite struct `An address that is a URI` {
+  @Test func `is listened on`() throws {
+    let fixture = try ServeFixture()
+    let server = try ServedProcess(
+      stratad: [
+        fixture.image, "--format", "raw", "--listen", "nbd+unix:///?socket=\(fixture.socket)",
+      ]
+    ).waitUntilReady()
+    #expect(try WireClient.entered(path: fixture.socket).size == 1 << 20)
+    #expect(server.stop() == 0)
+  }
+
+  @Test(arguments: [
+    "http://a", "nbds://127.0.0.1", "nbd+unix:///name?socket=/run/x", "nbd+unix:///",
+  ])
+  func `is refused when it says more than where`(uri: String) throws {
+    let fixture = try ServeFixture()
+    let message = try ServeFixture.refusal(
+      [fixture.image, "--format", "raw", "--listen", uri], code: 2)
+    #expect(message.contains("--listen: "), "\(message)")
+  }
+}
+
 @Suite struct `Inherited sockets` {
   @Test func `are served by number`() throws {
     let fixture = try ServeFixture()
