@@ -17,8 +17,9 @@ private func serve(
     paths, words = sys.argv[1].split('|'), sys.argv[2:]
     for number, path in enumerate(paths):
         s = socket.socket(socket.AF_UNIX)
-        s.bind(path)
+        s.bind(path + '~')
         s.listen()
+        os.rename(path + '~', path)
         os.dup2(s.fileno(), 100 + number)
     for number in range(len(paths)):
         os.dup2(100 + number, 3 + number, inheritable=True)
