@@ -44,6 +44,8 @@ public struct Reception: ~Copyable {
 
   /// Bytes that one receive or one send moves.
   private static let scratchByteCount = 64 << 10
+  /// Clients that negotiate at once; one more, and the oldest of them ends.
+  static let visitorsMax = 1_024
   /// Seconds that clients have, during a stop, to finish what they are sending.
   static let stopSecondsMax: UInt64 = 2
 
@@ -92,7 +94,7 @@ public struct Reception: ~Copyable {
       throw SystemError(errno: ENOMEM, call: "mmap")
     }
     self.scratch = scratch
-    visitors = FixedPool(capacity: plan.connectionsMax)
+    visitors = FixedPool(capacity: Reception.visitorsMax)
     rules = plan.rules
     self.plan = plan
     self.reload = reload
@@ -127,6 +129,7 @@ public struct Reception: ~Copyable {
     case .visitor: if visitors.isOccupied(index) { advance(index) }
     case .departure:
       attendance.takeEvent()
+      seatThoseWhoWait()
       setListening(true)
     case .signal: signalArrived()
     case .mailbox: obeyMail()
@@ -141,7 +144,9 @@ public struct Reception: ~Copyable {
     let now = MonotonicClock.nanoseconds
     let nanosecondsMax = UInt64(plan.limits.handshakeSecondsMax) * 1_000_000_000
     for place in 0..<visitors.capacity where visitors.isOccupied(place) {
-      let isLate = now - visitors[place].startNanoseconds >= nanosecondsMax
+      let isLate =
+        !visitors[place].waitsForSeat
+        && now - visitors[place].startNanoseconds >= nanosecondsMax
       if isLate || isStopping && now >= stopDeadline { end(place) }
     }
     // One who could not be accepted, for want of a descriptor say, gets another chance.
