@@ -201,6 +201,35 @@ private func extent(_ blockCount: Int, _ flags: UInt32) -> WireExtent {
     #expect(server.stop() == 0)
   }
 
+  @Test func `belong to one export of several, which has to be named`() throws {
+    let fixture = try ServeFixture()
+    let other = fixture.folder.path("other.raw")
+    _ = FileManager.default.createFile(atPath: other, contents: Data(count: 1 << 20))
+    let server = try ServedProcess(stratad: [
+      "--socket", fixture.socket, "--control", fixture.control, "--bitmap", "common",
+      "--export", "one=\(fixture.image),format=raw,bitmap=own:512",
+      "--export", "two=\(other),format=raw",
+    ]).waitUntilReady()
+    func names(_ export: String) throws -> [String?] {
+      try fixture.ask(#"{"ask":"bitmaps","export":"\#(export)"}"#)["bitmaps"].list
+        .map { $0["name"].text }
+    }
+    #expect(try names("one") == ["own"])
+    #expect(try names("two") == ["common"])
+    #expect(
+      try fixture.ask(#"{"ask":"bitmap-add","name":"x"}"#)["error"].text?
+        .contains("there are 2 exports; say which") == true)
+    #expect(
+      try fixture.bitmap("add", "--export", "two", fixture.control, "x").code == 0)
+    #expect(try names("one") == ["own"])
+    #expect(try names("two") == ["common", "x"])
+    let client = try WireClient.entered(
+      path: fixture.socket, export: "two", contexts: [context("x")])
+    #expect(try client.write(0, [1]) == 0)
+    #expect(try client.extents(context("x")) == [extent(1, 1), extent(15, 0)])
+    #expect(server.stop() == 0)
+  }
+
   @Test(arguments: [
     ("a:1000", "the granularity 1000 is no power of two"), ("a:256", "is no power of two in"),
     (":64k", "a bitmap's name has 1...1023 bytes"),
