@@ -175,7 +175,12 @@ private func expectClean(_ bench: ImageBench) throws {
     #expect(try bench.resize(to: mebibyte) == .none)
     #expect(try bench.resize(to: mebibyte - 512) == .readOnly)
     #expect(try bench.resize(to: mebibyte + 100) == .invalid)
-    if format == .qcow2 { #expect(try bench.resize(to: 1 << 62) == .noSpace) }
+    if format == .qcow2 {
+      #expect(try bench.resize(to: 1 << 62) == .noSpace)
+      let small = try ImageBench("1M", "cluster_size=512")
+      #expect(try small.resize(to: 512 * mebibyte) == .noSpace)
+      #expect(try small.resize(to: 500 * mebibyte) == .none)
+    }
     #expect(try bench.resize(to: 2 * mebibyte) == .none)
   }
 

@@ -74,7 +74,7 @@ extension ImageStack {
     } else if layers[0].version < 3, layers[0].hasSnapshots {
       // Their entries need not say how large the disk was.
       throw ResizeRefusal(.notSupported, "the image has version 2 and snapshots")
-    } else if neededTableEntryCount(newByteCount) > Header.l1TableByteCountMax / 8 {
+    } else if !hasRoomForTable(entryCount: neededTableEntryCount(newByteCount)) {
       throw ResizeRefusal(
         .noSpace,
         "\(newByteCount) bytes need a larger L1 table than clusters of"
@@ -84,6 +84,15 @@ extension ImageStack {
     do { try grown.resize(toDiskByteCount: newByteCount) } catch {
       throw ResizeRefusal(.noSpace, "a dirty bitmap would be too large: \(error.reason)")
     }
+  }
+
+  /// Whether an L1 table of so many entries is there, or can be: each stretch of clusters that a
+  /// refcount block counts begins with that block, and a table lies in one piece between two.
+  private func hasRoomForTable(entryCount: Int) -> Bool {
+    let geometry = layers[0].geometry
+    return entryCount <= layers[0].l1.count
+      || entryCount <= Header.l1TableByteCountMax / 8
+        && geometry.clusterCount(for: UInt64(entryCount * 8)) < geometry.refcountBlockEntryCount
   }
 
   func neededTableEntryCount(_ byteCount: UInt64) -> Int {
