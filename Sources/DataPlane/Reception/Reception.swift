@@ -110,7 +110,8 @@ public struct Reception: ~Copyable {
   /// Serves until a signal has ended it and every export.
   public mutating func run() {
     while !(isStopping && visitors.count == 0 && ended.count == entrances.count) {
-      let count = events.wait(timeoutMilliseconds: visitors.count > 0 || isStopping ? 1_000 : -1)
+      let count = events.wait(
+        timeoutMilliseconds: visitors.count > 0 || isStopping || !isListening ? 1_000 : -1)
       for index in 0..<count {
         let (token, what) = events.event(index)
         dispatch(token, what)
@@ -140,6 +141,10 @@ public struct Reception: ~Copyable {
   // MARK: Time
 
   private mutating func endLateVisitors() {
+    // One who could not be accepted, for want of a descriptor say, gets another chance.
+    if !isListening, !isStopping, attendance.hasRoom(max: plan.connectionsMax) {
+      setListening(true)
+    }
     guard visitors.count > 0 else { return }
     let now = MonotonicClock.nanoseconds
     let nanosecondsMax = UInt64(plan.limits.handshakeSecondsMax) * 1_000_000_000
@@ -149,8 +154,6 @@ public struct Reception: ~Copyable {
         && now - visitors[place].startNanoseconds >= nanosecondsMax
       if isLate || isStopping && now >= stopDeadline { end(place) }
     }
-    // One who could not be accepted, for want of a descriptor say, gets another chance.
-    if !isStopping, attendance.hasRoom(max: plan.connectionsMax) { setListening(true) }
   }
 
   // MARK: The stop
