@@ -41,41 +41,7 @@ private struct Setting: CustomStringConvertible {
   }
 }
 
-/// Where a request lies, and why there.
-private struct Place {
-  var label: String
-  var offset: UInt64
-  var length: UInt64
-
-  init(_ label: String, _ offset: UInt64, _ length: UInt64) {
-    self.label = label
-    self.offset = offset
-    self.length = length
-  }
-
-  static let compact: [Place] = [
-    Place("inside", 4096, 4096), Place("unaligned", 513, 100), Place("half a block", 4096, 512),
-    Place("no bytes", 4096, 0), Place("nothing at all", 0, 0),
-    Place("touches the end", size - 4096, 4096), Place("no bytes at the end", size, 0),
-    Place("passes the end", size - 4096, 4097), Place("behind the end", size, 4096),
-    Place("no bytes behind the end", size + 1, 0),
-    Place("ends at 2^64", 0 &- 4096, 4096), Place("wraps 2^64", 0 &- 4096, 8192),
-    Place("filter of 12", 0, 12), Place("filter of 16", 0, 16), Place("filter of 20", 0, 20),
-    Place("max-1", 0, 32 << 20 - 1), Place("max", 0, 32 << 20), Place("max+1", 0, 32 << 20 + 1),
-    Place("64 MiB", 0, 64 << 20), Place("64 MiB+1", 0, 64 << 20 + 1),
-    Place("2^31", 0, 1 << 31), Place("2^32-1", 0, 1 << 32 - 1),
-  ]
-  static let wide: [Place] = [
-    Place("2^32", 0, 1 << 32), Place("2^63", 0, 1 << 63), Place("2^64-1", 0, .max),
-    Place("2^64-1 at 1", 1, .max),
-  ]
-
-  static func all(_ framing: ReplyFraming) -> [Place] {
-    framing == .extended ? compact + wide : compact
-  }
-}
-
-private let flagNames = ["FUA", "NO_HOLE", "DF", "REQ_ONE", "FAST_ZERO", "PAYLOAD_LEN"]
+private let flagNames = RequestTable.flagNames
 /// Every combination of the six flags that have names, and two without.
 private let flagValues: [UInt16] = Array(0..<64) + [1 << 6, 1 << 15]
 
@@ -88,7 +54,7 @@ private let commandNames = [
 /// alike share their lines, and places with the same verdict a line.
 private func lines(_ command: UInt16, _ setting: Setting) -> [String] {
   let rules = setting.rules
-  let places = Place.all(setting.framing)
+  let places = RequestPlace.all(setting.framing == .extended, byteCount: size)
   var classes: [(verdicts: [String], flags: [UInt16])] = []
   for flags in flagValues {
     let verdicts = places.map { place in
@@ -207,7 +173,7 @@ private func hex(of error: NBDErrno, _ command: UInt16, _ framing: ReplyFraming)
   }
 
   @Test func `survives the way over the wire`() {
-    for place in Place.all(.extended) {
+    for place in RequestPlace.all(true, byteCount: size) {
       for command in Array(0...9) + [.max] as [UInt16] {
         let header = RequestHeader(
           flags: CommandFlags(rawValue: 0x8021), command: command, cookie: .max - 1,
