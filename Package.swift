@@ -121,7 +121,10 @@ let package = Package(
       swiftSettings: tests),
     .testTarget(
       name: "ControlTests",
-      dependencies: ["BlockTypes", "LinuxIO", "TLS", "Sandbox", "ImageTools", "Control"],
+      dependencies: [
+        "BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
+        "Control",
+      ],
       swiftSettings: tests),
     .testTarget(
       name: "ServeTests", dependencies: ["TestSupport", "strata", "stratad"],

@@ -19,6 +19,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <linux/vm_sockets.h>
@@ -236,6 +237,24 @@ int clinux_connect_unix(int socket, const void *path, size_t byte_count) {
   return (int)clinux_result(connect(socket, (struct sockaddr *)&address, size));
 }
 
+int clinux_bind_vsock(int socket, uint32_t port) {
+  struct sockaddr_vm address = {
+      .svm_family = AF_VSOCK, .svm_port = port, .svm_cid = VMADDR_CID_ANY};
+  return (int)clinux_result(bind(socket, (struct sockaddr *)&address, sizeof address));
+}
+
+int clinux_peer_vsock(int socket, uint32_t *context_id, uint32_t *port) {
+  struct sockaddr_vm address = {0};
+  socklen_t byte_count = sizeof address;
+  int result =
+      (int)clinux_result(getpeername(socket, (struct sockaddr *)&address, &byte_count));
+  if (result < 0) return result;
+  if (address.svm_family != AF_VSOCK) return -EAFNOSUPPORT;
+  *context_id = address.svm_cid;
+  *port = address.svm_port;
+  return 0;
+}
+
 int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port) {
   struct sockaddr_vm address = {
       .svm_family = AF_VSOCK, .svm_cid = context_id, .svm_port = port};
@@ -245,6 +264,14 @@ int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port) {
 // -- Processes -------------------------------------------------------------------------------
 
 int clinux_fork(void) { return (int)clinux_result(fork()); }
+
+int clinux_socket_pair(int *ends) {
+  return (int)clinux_result(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends));
+}
+
+int clinux_close_from(int first) {
+  return (int)clinux_result(syscall(SYS_close_range, (unsigned)first, ~0U, 0));
+}
 
 int clinux_set_no_new_privileges(void) {
   return (int)clinux_result(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));

@@ -15,6 +15,8 @@ public struct ControlError: Error, Hashable, Sendable {
   public let cause: String
   /// What the user can do, nil when the cause says it.
   public let wayOut: String?
+  /// The number of the system's error, when there was one.
+  public var errno: Int32?
 
   @inline(never)
   public init(_ subject: String?, _ cause: String, wayOut: String? = nil) {
@@ -27,6 +29,7 @@ public struct ControlError: Error, Hashable, Sendable {
 
   public init(_ subject: String?, _ error: SystemError, wayOut: String? = nil) {
     self.init(subject, error.description, wayOut: wayOut)
+    errno = error.errno
   }
 
   public init(_ subject: String, _ error: SandboxError) {

@@ -1,33 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The sockets of an export: a UNIX path, TCP addresses, what the service manager passed, and the
-// control socket.
+// The sockets of a server: UNIX paths and abstract names, TCP addresses, ports for virtual
+// machines, what it inherited or the service manager passed, and the control socket.
 // Policy: TCP for which TLS is not required stays on this machine unless the user says otherwise.
 
 import Glibc
 import LinuxIO
-import NBDProtocol
 import Sandbox
 
-/// All sockets that clients of the export may connect to.
+/// All sockets that clients may connect to.
 struct Listeners {
   private(set) var sockets: [ListeningSocket] = []
-  /// The absolute path of the UNIX socket, when there is one.
+  /// The absolute path of the first UNIX socket, when there is one.
   private(set) var unixPath: String?
+  private let addresses: AddressConfig
+  private let isTLSRequired: Bool
 
   /// Descriptors for the data plane, which does not own them.
   var descriptors: [Int32] { sockets.map(\.descriptor) }
 
   /// Opens all of them, or none.
   ///
-  /// - Parameter passedCount: sockets that the service manager passed, from descriptor 3 on.
-  init(_ config: ExportConfig, passedCount: Int) throws(ControlError) {
+  /// - Parameter passed: what the service manager passed.
+  init(
+    _ config: ServerConfig, passed: [ServiceManager.PassedSocket]
+  ) throws(ControlError) {
+    addresses = config.addresses
+    isTLSRequired = config.tlsPolicy == .required
     do throws(ControlError) {
-      for index in 0..<passedCount {
-        try adopt(ServiceManager.firstDescriptor + Int32(index), config)
+      for socket in passed where !socket.isForControl {
+        try adopt(socket.descriptor, "LISTEN_FDS (descriptor \(socket.descriptor))")
       }
-      if let endpoint = config.tcpEndpoint { try listen(at: endpoint, config) }
-      if let path = config.socketPath { try listen(at: path, config) }
+      for descriptor in addresses.descriptors {
+        try adopt(descriptor, "--fd \(descriptor)")
+      }
+      for endpoint in addresses.tcpEndpoints { try listen(at: endpoint) }
+      for port in addresses.vsockPorts { try listen(atVsock: port) }
+      for path in addresses.socketPaths {
+        if path.hasPrefix("@") {
+          try listen(atAbstract: String(path.dropFirst()), config)
+        } else {
+          try listen(at: path)
+        }
+      }
     } catch {
       removeFiles()
       throw error
@@ -45,37 +60,82 @@ struct Listeners {
   }
 
   /// What to tell QEMU; nil when only unnamed sockets were passed.
-  func driveLine(tls: TLSPolicy) -> String? {
-    let needsTLS = tls == .required
-    if let unixPath { return DriveLine.text(unixPath: unixPath, needsTLS: needsTLS) }
+  ///
+  /// - Parameters:
+  ///   - export: the name to ask for; nil for the one that answers to no name.
+  ///   - needsTLS: the export cannot be used without.
+  func driveLine(export: String?, needsTLS: Bool) -> String? {
+    if let unixPath {
+      return DriveLine.text(unixPath: unixPath, export: export, needsTLS: needsTLS)
+    }
     let address = sockets.lazy.compactMap { $0.boundAddress() }.first
-    return address.map { DriveLine.text(tcp: $0, needsTLS: needsTLS) }
+    return address.map { DriveLine.text(tcp: $0, export: export, needsTLS: needsTLS) }
   }
 
-  private mutating func adopt(_ descriptor: Int32, _ config: ExportConfig) throws(ControlError) {
-    let subject = "LISTEN_FDS (descriptor \(descriptor))"
+  private mutating func adopt(_ descriptor: Int32, _ subject: String) throws(ControlError) {
     do throws(SocketError) {
       sockets.append(try ListeningSocket.adopt(descriptor))
     } catch {
       throw ControlError(subject, error)
     }
     if let address = sockets[sockets.count - 1].boundAddress() {
-      try Listeners.requirePrivate(address, subject, config)
+      try requirePrivate(address, subject)
     }
   }
 
-  private mutating func listen(at path: String, _ config: ExportConfig) throws(ControlError) {
+  private mutating func listen(at path: String) throws(ControlError) {
     sockets.append(
       try Listeners.unixSocket(
-        at: path, mode: config.socketMode, owner: config.socketOwner, "socket \(path)"))
-    unixPath = try Listeners.absolute(path)
+        at: path, mode: addresses.socketMode, owner: addresses.socketOwner, "socket \(path)"))
+    if unixPath == nil { unixPath = try Listeners.absolute(path) }
   }
 
-  /// The socket that oversees the export, when the user wants one. The caller removes its file.
-  static func controlSocket(_ config: ExportConfig) throws(ControlError) -> ListeningSocket? {
-    guard let path = config.controlPath else { return nil }
+  /// An abstract name has no mode: whoever shares the network may connect to it.
+  private mutating func listen(
+    atAbstract name: String, _ config: ServerConfig
+  ) throws(ControlError) {
+    let subject = "socket @\(name)"
+    for export in config.exports {
+      let access = export.access
+      guard
+        !access.allowedUsers.isEmpty || !access.allowedGroups.isEmpty
+          || access.requiresTLS(config.tls)
+      else {
+        throw ControlError(
+          subject, "every user of this machine could connect to it and use '\(export.shownName)'",
+          wayOut: "say --allow-uid USER, or listen at a path")
+      }
+    }
+    do throws(SocketError) {
+      sockets.append(try ListeningSocket.abstract(name))
+    } catch {
+      throw ControlError(subject, error)
+    }
+  }
+
+  private mutating func listen(atVsock port: UInt32) throws(ControlError) {
+    do throws(SocketError) {
+      sockets.append(try ListeningSocket.vsock(port: port))
+    } catch {
+      throw ControlError("vsock port \(port)", error)
+    }
+  }
+
+  /// The socket that oversees the exports, when the user wants one or the service manager passed
+  /// one. The caller removes its file.
+  static func controlSocket(
+    _ addresses: AddressConfig, passed: [ServiceManager.PassedSocket]
+  ) throws(ControlError) -> ListeningSocket? {
+    if let socket = passed.first(where: \.isForControl) {
+      do throws(SocketError) {
+        return try ListeningSocket.adopt(socket.descriptor)
+      } catch {
+        throw ControlError("LISTEN_FDS (descriptor \(socket.descriptor))", error)
+      }
+    }
+    guard let path = addresses.controlPath else { return nil }
     return try unixSocket(
-      at: path, mode: controlMode, owner: config.socketOwner, "control socket \(path)")
+      at: path, mode: controlMode, owner: addresses.socketOwner, "control socket \(path)")
   }
 
   /// Who may end clients is nobody but the owner, whoever may be a client.
@@ -98,16 +158,14 @@ struct Listeners {
     }
   }
 
-  private mutating func listen(
-    at endpoint: TCPEndpoint, _ config: ExportConfig
-  ) throws(ControlError) {
+  private mutating func listen(at endpoint: TCPEndpoint) throws(ControlError) {
     let subject = "TCP \(endpoint.host ?? "*"):\(endpoint.port)"
-    let addresses = try Listeners.resolve(endpoint, subject)
-    for address in addresses { try Listeners.requirePrivate(address, subject, config) }
+    let found = try Listeners.resolve(endpoint, subject)
+    for address in found { try requirePrivate(address, subject) }
     var port = endpoint.port
     var absence: SocketError?
     let formerCount = sockets.count
-    for address in addresses {
+    for address in found {
       do throws(SocketError) {
         let socket = try ListeningSocket.tcp(at: address.with(port: port))
         sockets.append(socket)
@@ -137,11 +195,10 @@ struct Listeners {
     }
   }
 
-  private static func requirePrivate(
-    _ address: SocketAddress, _ subject: String, _ config: ExportConfig
+  private func requirePrivate(
+    _ address: SocketAddress, _ subject: String
   ) throws(ControlError) {
-    let isSafe = address.isLoopback || config.tls.policy == .required
-    guard isSafe || config.allowsTCPWithoutTLS else {
+    guard address.isLoopback || isTLSRequired || addresses.allowsTCPWithoutTLS else {
       throw ControlError(
         subject, "other machines could read and write the disk, and TLS is not required",
         wayOut: "say --tls required, listen on 127.0.0.1 or --socket, or say --tcp-without-tls")

@@ -14,44 +14,90 @@ public enum PlanCompiler {
   public static let textByteCountMax = 4_096
   public static let connectionsMaxRange = 1...10_000
   public static let handshakeSecondsRange = 1...3_600
+  public static let patienceSecondsRange = 1...86_400
   public static let pollMicrosecondsRange = 0...1_000
   public static let metadataCacheByteCountRange: ClosedRange<UInt64> = 1 << 20...1 << 40
+  /// Exports of one process: each has a thread of its own.
+  public static let exportsMax = 256
 
   /// Checks what needs no image. Call it before anything is opened.
-  public static func validate(_ config: ExportConfig) throws(ControlError) {
-    try validate(text: exportName(of: config), option: "--export-name")
-    try validate(text: config.description, option: "--description")
-    let block = config.minimumBlockByteCount
-    guard block == 1 || (512...65_536 ~= block && block.nonzeroBitCount == 1) else {
-      throw ControlError("--block-size", "\(block) is neither 1 nor a power of two in 512...65536")
+  public static func validate(_ config: ServerConfig) throws(ControlError) {
+    guard !config.exports.isEmpty else {
+      throw ControlError(nil, "no image to serve", wayOut: "name one, or say --export NAME=IMAGE")
     }
-    guard config.socketMode <= 0o777 else {
+    guard config.exports.count <= exportsMax else {
+      throw ControlError(
+        "--export", "\(config.exports.count) exports are more than \(exportsMax)",
+        wayOut: "start another process")
+    }
+    try config.tls.validate()
+    var names: Set<[UInt8]> = []
+    for export in config.exports {
+      try validate(export, config)
+      guard names.insert(Array(export.shownName.utf8)).inserted else {
+        throw ControlError(
+          "--export", "two exports have the name '\(export.shownName)'",
+          wayOut: "say --export NAME=IMAGE")
+      }
+    }
+    guard config.addresses.socketMode <= 0o777 else {
       throw ControlError("--socket-mode", "the mode has other bits than 0777")
     }
-    guard !config.speaksOldstyle || !config.printsDrive else {
+    try validateOldstyle(config)
+    try validate(config.connectionsMax, in: connectionsMaxRange, option: "--max-connections")
+    try validate(
+      config.connectionsPerPeerMax, in: connectionsMaxRange, option: "--max-connections-per-peer")
+    try validate(
+      config.handshakeSecondsMax, in: handshakeSecondsRange, option: "--handshake-timeout")
+  }
+
+  private static func validateOldstyle(_ config: ServerConfig) throws(ControlError) {
+    guard config.speaksOldstyle else { return }
+    guard !config.printsDrive else {
       throw ControlError(
         "--print-drive", "without negotiation there is no export name, and QEMU refuses one",
         wayOut: "write file=nbd:unix:PATH")
     }
-    try config.tls.validate()
-    guard !config.speaksOldstyle || config.tls.policy == .off else {
+    guard config.tlsPolicy == .off else {
       throw ControlError(
         "--oldstyle", "a client that negotiates nothing cannot be asked for TLS",
         wayOut: "leave out --oldstyle, or say --tls off")
     }
-    try validate(config.connectionsMax, in: connectionsMaxRange, option: "--max-connections")
+    guard config.exports.count == 1 else {
+      throw ControlError(
+        "--oldstyle", "a client that negotiates nothing cannot choose among exports",
+        wayOut: "leave out --oldstyle, or serve one export")
+    }
+  }
+
+  private static func validate(
+    _ export: ExportConfig, _ config: ServerConfig
+  ) throws(ControlError) {
+    try validate(text: export.shownName, option: "--export-name")
+    try validate(text: export.description, option: "--description")
+    let block = export.minimumBlockByteCount
+    guard block == 1 || (512...65_536 ~= block && block.nonzeroBitCount == 1) else {
+      throw ControlError("--block-size", "\(block) is neither 1 nor a power of two in 512...65536")
+    }
+    try export.access.validate(config.tls)
     try validate(
-      config.handshakeSecondsMax, in: handshakeSecondsRange, option: "--handshake-timeout")
-    try validate(config.pollMicroseconds, in: pollMicrosecondsRange, option: "--poll")
+      export.connectionsMax ?? 1, in: connectionsMaxRange, option: "--export-connections")
+    try validate(export.pollMicroseconds, in: pollMicrosecondsRange, option: "--poll")
     try validate(
-      config.metadataCacheByteCount, in: metadataCacheByteCountRange, option: "--metadata-cache")
+      export.patience.idleSecondsMax ?? 1, in: patienceSecondsRange, option: "--idle-timeout")
+    try validate(
+      export.patience.unreadSecondsMax ?? 1, in: patienceSecondsRange, option: "--unread-timeout")
+    try validate(
+      export.metadataCacheByteCount, in: metadataCacheByteCountRange, option: "--metadata-cache")
   }
 
   /// Compiles the plan. `config` must be valid.
   ///
-  /// - Parameter layers: the opened chain, active layer first.
+  /// - Parameters:
+  ///   - layers: the opened chain, active layer first.
+  ///   - connectionsMax: clients of the whole server.
   public static func compile(
-    _ config: ExportConfig, layers: [OpenedLayer]
+    _ config: ExportConfig, layers: [OpenedLayer], connectionsMax: Int
   ) throws(ControlError) -> ExportPlan {
     let diskByteCount = layers[0].exactDiskByteCount
     guard diskByteCount.isMultiple(of: config.minimumBlockByteCount) else {
@@ -61,20 +107,15 @@ public enum PlanCompiler {
           + " \(config.minimumBlockByteCount)", wayOut: "choose a smaller --block-size")
     }
     var plan = ExportPlan(
-      name: exportName(of: config), description: config.description,
+      name: config.shownName, description: config.description,
       isReadOnly: config.isReadOnly, layers: layers.map(layerPlan), engine: config.engine,
       limits: RequestLimits(
-        connectionsMax: config.connectionsMax, handshakeSecondsMax: config.handshakeSecondsMax),
+        connectionsMax: min(config.connectionsMax ?? connectionsMax, connectionsMax)),
       minimumBlockByteCount: UInt32(config.minimumBlockByteCount),
       metadataCacheByteCount: Int(config.metadataCacheByteCount),
       spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
-    plan.speaksOldstyle = config.speaksOldstyle
+    plan.patience = config.patience
     return plan
-  }
-
-  /// The name that clients see: the file's own, unless the user gave one.
-  static func exportName(of config: ExportConfig) -> String {
-    config.exportName ?? config.imagePath.split(separator: "/").last.map(String.init) ?? ""
   }
 
   private static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {

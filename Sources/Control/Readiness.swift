@@ -10,7 +10,7 @@ struct Readiness {
   private var parent: TextOutput?
 
   /// Checks that the descriptor is open, while an error can still be seen.
-  init(_ config: ExportConfig) throws(ControlError) {
+  init(_ config: ServerConfig) throws(ControlError) {
     descriptor = config.readyDescriptor.map { TextOutput(descriptor: $0) }
     if let descriptor, !descriptor.isOpen {
       throw ControlError("--ready-fd", "descriptor \(descriptor.descriptor) is not open")
@@ -25,9 +25,9 @@ struct Readiness {
 
   /// Tells everybody. In the background the standard streams are given up, before the parent ends.
   ///
-  /// - Parameter driveLine: for standard output, when somebody asked for it.
-  func announce(driveLine: String?) throws(ControlError) {
-    if let driveLine {
+  /// - Parameter driveLines: for standard output, when somebody asked for them.
+  func announce(driveLines: [String]) throws(ControlError) {
+    for driveLine in driveLines {
       try Readiness.tell("standard output") { () throws(SystemError) in
         try TextOutput.standardOutput.writeLine(driveLine)
       }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The life of an export process, step by step: open, listen, drop privileges, serve, tidy up.
+// The life of a process that serves, step by step: open, listen, drop privileges, serve, tidy up.
 // Everything is opened before the sandbox is entered; nothing is opened after.
 
 import DataPlane
@@ -8,13 +8,13 @@ import ImageTools
 import LinuxIO
 import Sandbox
 
-/// Serves one export in this process.
+/// Serves exports in this process.
 public struct Worker {
   /// The name that messages start with.
   public let programName: String
-  private let config: ExportConfig
+  private let config: ServerConfig
 
-  public init(programName: String, config: ExportConfig) {
+  public init(programName: String, config: ServerConfig) {
     self.programName = programName
     self.config = config
   }
@@ -29,36 +29,45 @@ public struct Worker {
       Environment.raiseDescriptorLimit()
       try PlanCompiler.validate(config)
       let readiness = try Readiness(config)
-      let passedCount = try ServiceManager.passedSocketCount()
+      let passed = try ServiceManager.passedSockets()
       guard config.runsInBackground else {
-        try serve(passedCount: passedCount, readiness)
+        try serve(passed: passed, readiness)
         return 0
       }
       switch try Worker.enterBackground() {
       case .parent(let exitStatus): return exitStatus
       case .child(let parent):
-        try serve(passedCount: passedCount, readiness.telling(parent: parent))
+        try serve(passed: passed, readiness.telling(parent: parent))
         return 0
       }
     } catch {
-      report(error)
+      Worker.report(error, programName)
       return 1
     }
   }
 
-  private func serve(passedCount: Int, _ readiness: Readiness) throws(ControlError) {
-    let layers = try openChain()
-    let baseWatch = try BaseWatch(layers)
-    var plan = try PlanCompiler.compile(config, layers: layers)
-    plan.tls = try TLSLoader.plan(config.tls)
+  private func serve(
+    passed: [ServiceManager.PassedSocket], _ readiness: Readiness
+  ) throws(ControlError) {
+    // First, because what reads keys later is to inherit nothing.
+    let loader = try RulesLoader(config)
+    let rules = try loader.load()
+    var plans: [ExportPlan] = []
+    var baseWatches: [BaseWatch] = []
+    for export in config.exports {
+      let layers = try openChain(export)
+      baseWatches.append(try BaseWatch(layers))
+      plans.append(
+        try PlanCompiler.compile(export, layers: layers, connectionsMax: config.connectionsMax))
+    }
     let identity = try WorkerIdentity.resolve(requested: config.user)
     // From here on a signal to stop waits until the loop asks for it, so files are tidied up.
-    let stopSignals = try Worker.naming("signals") { () throws(SystemError) in
+    let signals = try Worker.naming("signals") { () throws(SystemError) in
       try Environment.stopSignals()
     }
-    let listeners = try Listeners(config, passedCount: passedCount)
+    let listeners = try Listeners(config, passed: passed)
     defer { listeners.removeFiles() }
-    let controlSocket = try Listeners.controlSocket(config)
+    let controlSocket = try Listeners.controlSocket(config.addresses, passed: passed)
     defer { _ = controlSocket?.removeFile() }
     let manager = try ServiceManager()
     let pidFile = try makePidFile()
@@ -69,54 +78,43 @@ public struct Worker {
     } catch {
       throw ControlError("privileges", error)
     }
-    try serve(plan, listeners, controlSocket, stopSignals: stopSignals) { () throws(ControlError) in
-      try readiness.announce(
-        driveLine: config.printsDrive ? listeners.driveLine(tls: config.tls.policy) : nil)
-      manager.sayReady()
-    }
+    let server = try Server(config, plans)
+    try server.serve(
+      listeners: listeners.descriptors, controlSocket: controlSocket, signals: signals,
+      rules: rules,
+      reload: { [programName] in
+        manager.sayReloading()
+        defer { manager.sayReady() }
+        do throws(ControlError) {
+          return try loader.load()
+        } catch {
+          Worker.report(error, programName)
+          throw error
+        }
+      },
+      announce: { () throws(ControlError) in
+        try readiness.announce(driveLines: driveLines(listeners))
+        manager.sayReady()
+      })
     manager.sayStopping()
-    try baseWatch.verify()
+    for watch in baseWatches { try watch.verify() }
   }
 
-  /// Starts the loop, calls `announce`, and returns when all is drained and durable.
-  private func serve(
-    _ plan: ExportPlan, _ listeners: Listeners, _ controlSocket: ListeningSocket?,
-    stopSignals: Int32, announce: () throws(ControlError) -> Void
-  ) throws(ControlError) {
-    let outcome: ExportLoop.Outcome
-    do {
-      let commands = try Mailbox<ExportCommand>()
-      var loop = try ExportLoop(
-        plan: plan, listeners: listeners.descriptors, stopSignals: stopSignals, mailbox: commands)
-      var service: ControlService?
-      if let controlSocket { service = try ControlService(controlSocket, commands: commands) }
-      do throws(ControlError) {
-        try announce()
-      } catch {
-        service.take()?.stop()
-        throw error
-      }
-      outcome = loop.run()
-      service.take()?.stop()
-    } catch let error as ControlError {
-      throw error
-    } catch {
-      throw ControlError(config.imagePath, "\(error)")
-    }
-    switch outcome {
-    case .drained: return
-    case .abandoned:
-      throw ControlError(
-        config.imagePath, "stopped at once by a second signal; requests were left unanswered")
-    case .failed(let reason): throw ControlError(config.imagePath, reason)
+  /// What to tell QEMU, one line for each export.
+  private func driveLines(_ listeners: Listeners) -> [String] {
+    guard config.printsDrive else { return [] }
+    return config.exports.enumerated().compactMap { index, export in
+      listeners.driveLine(
+        export: index == 0 ? nil : export.shownName,
+        needsTLS: export.access.requiresTLS(config.tls))
     }
   }
 
-  private func openChain() throws(ControlError) -> [OpenedLayer] {
+  private func openChain(_ export: ExportConfig) throws(ControlError) -> [OpenedLayer] {
     do throws(ImageFault) {
       return try OpenChain.open(
-        path: config.imagePath, format: config.format,
-        access: config.isReadOnly ? .readOnly : .readWrite,
+        path: export.imagePath, format: export.format,
+        access: export.isReadOnly ? .readOnly : .readWrite,
         options: OpenChain.Options(detection: .topQcow2))
     } catch {
       throw ControlError(error)
@@ -144,7 +142,7 @@ public struct Worker {
     }
   }
 
-  private func report(_ error: ControlError) {
+  private static func report(_ error: ControlError, _ programName: String) {
     do throws(SystemError) {
       try TextOutput.standardError.writeLine("\(programName): \(error)")
     } catch {

@@ -63,7 +63,7 @@ public enum Environment {
 
   /// A descriptor that reports SIGTERM and SIGINT, which then no longer end the process.
   public static func stopSignals() throws(SystemError) -> Int32 {
-    let signals = [SIGTERM, SIGINT]
+    let signals = [SIGTERM, SIGINT, SIGHUP]
     // SAFETY: the array outlives the call.
     return try SystemError.check(unsafe clinux_signalfd(signals, Int32(signals.count)), "signalfd")
   }

@@ -42,6 +42,15 @@
     unsafe (base + place).deinitialize(count: 1)
   }
 
+  /// Moves the value at `place` out.
+  public mutating func take(_ place: Int) -> Element {
+    precondition(occupied[place], "a vacant place was vacated")
+    occupied[place] = false
+    count -= 1
+    // SAFETY: the place is initialised, and counts as vacant from now on.
+    return unsafe (base + place).move()
+  }
+
   @inlinable public subscript(place: Int) -> Element {
     @inline(__always) unsafeAddress {
       precondition(occupied[place], "a vacant place was read")

@@ -74,6 +74,42 @@ public final class ListeningSocket: Sendable {
     return ListeningSocket(descriptor: descriptor)
   }
 
+  /// Listens at an abstract name, which has no file, no mode and no owner (unix(7)).
+  public static func abstract(_ name: String) throws(SocketError) -> ListeningSocket {
+    let bytes = [0] + Array(name.utf8)
+    guard bytes.count > 1 else { throw .pathEmpty }
+    guard bytes.count <= UnixSocketPath.byteCountMax else {
+      throw .pathTooLong(byteCount: bytes.count)
+    }
+    let descriptor = clinux_socket(AF_UNIX, Int32(SOCK_STREAM.rawValue))
+    guard descriptor >= 0 else { throw .system(SystemError(errno: -descriptor, call: "socket")) }
+    // SAFETY: the bytes outlive the call, which copies them.
+    let result = unsafe clinux_bind_unix(descriptor, bytes, bytes.count)
+    return try finish(descriptor, bound: result)
+  }
+
+  /// Listens at a port for virtual machines of this host, or on one for its host (vsock(7)).
+  public static func vsock(port: UInt32) throws(SocketError) -> ListeningSocket {
+    let descriptor = clinux_socket(AF_VSOCK, Int32(SOCK_STREAM.rawValue))
+    guard descriptor >= 0 else { throw .system(SystemError(errno: -descriptor, call: "socket")) }
+    return try finish(descriptor, bound: clinux_bind_vsock(descriptor, port))
+  }
+
+  private static func finish(
+    _ descriptor: Int32, bound result: Int32
+  ) throws(SocketError) -> ListeningSocket {
+    do throws(SocketError) {
+      guard result == 0 else {
+        throw result == -EADDRINUSE ? .taken : .system(SystemError(errno: -result, call: "bind"))
+      }
+      try listen(on: descriptor)
+    } catch {
+      close(descriptor)
+      throw error
+    }
+    return ListeningSocket(descriptor: descriptor)
+  }
+
   /// Takes over a socket that the service manager passed (sd_listen_fds(3)).
   public static func adopt(_ descriptor: Int32) throws(SocketError) -> ListeningSocket {
     guard try option(descriptor, SO_ACCEPTCONN) == 1,

@@ -11,13 +11,22 @@ public enum PeerIdentity: Hashable, Sendable {
   /// 0 stands for one that this process's namespace has no number for.
   case unix(userID: UInt32, groupID: UInt32, processID: Int32)
   case tcp(SocketAddress)
+  /// A virtual machine of this host, or its host (vsock(7)).
+  case vsock(contextID: UInt32, port: UInt32)
   /// The other end was gone before it could be asked.
   case unknown
 
-  /// Asks the kernel, by one or two system calls.
+  /// Asks the kernel, by up to three system calls.
   public init(of descriptor: Int32) {
     if let address = SocketAddress(connectedTo: descriptor) {
       self = .tcp(address)
+      return
+    }
+    var contextID: UInt32 = 0
+    var port: UInt32 = 0
+    // SAFETY: both variables outlive the call.
+    if unsafe clinux_peer_vsock(descriptor, &contextID, &port) == 0 {
+      self = .vsock(contextID: contextID, port: port)
       return
     }
     var userID: UInt32 = 0

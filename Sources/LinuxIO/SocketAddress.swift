@@ -15,6 +15,9 @@ public struct SocketAddress: Hashable, Sendable {
 
   var family: Int32 { bytes.count == 4 ? AF_INET : AF_INET6 }
 
+  /// The host alone: 4 or 16 bytes, as on the wire.
+  public var hostBytes: [UInt8] { bytes }
+
   /// The same address with another port.
   public func with(port: UInt16) -> SocketAddress {
     SocketAddress(bytes: bytes, port: port, scope: scope)

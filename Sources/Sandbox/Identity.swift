@@ -44,6 +44,15 @@ public struct Identity: Hashable, Sendable {
     self.init(userID: found.userID, groupID: groupID)
   }
 
+  /// The user with this name or number, which need not be in the system's database; nil when no
+  /// user has the name.
+  public static func userID(named text: String) -> UInt32? { user(text)?.userID }
+
+  /// The same for a group.
+  public static func groupID(named text: String) -> UInt32? {
+    do throws(SandboxError) { return try group(text) } catch { return nil }
+  }
+
   private static func user(_ text: String) -> (userID: UInt32, groupID: UInt32?)? {
     if let number = number(text) {
       // SAFETY: the record belongs to the C library and is read before the next look-up.

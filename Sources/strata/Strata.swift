@@ -52,8 +52,8 @@ struct Strata: ParsableCommand {
     abstract: "Copy-on-write disk images for hypervisors.",
     version: "0.1.0",
     subcommands: [
-      Create.self, Serve.self, Info.self, Check.self, Map.self, Status.self, Clients.self,
-      Kick.self, NBD.self, Lint.self,
+      Create.self, Serve.self, Info.self, Check.self, Map.self, Status.self, Exports.self,
+      Clients.self, Kick.self, Reload.self, NBD.self, Lint.self,
     ])
 }
 

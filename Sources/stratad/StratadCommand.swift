@@ -3,90 +3,55 @@
 // The options of stratad and their defaults. tools/man/stratad.8 says the same in prose.
 
 import ArgumentParser
-import BlockTypes
 import Control
-import DataPlane
-import ImageTools
 
 struct StratadCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "stratad",
-    abstract: "Serve a disk image to virtual machines over NBD.",
+    abstract: "Serve disk images to virtual machines over NBD.",
     discussion: """
-      Opens IMAGE and its backing files, listens, gives up all privileges, and serves until \
-      SIGTERM or SIGINT. Exit status: 0 after a clean stop, 1 on failure, 2 for wrong options.
+      Opens IMAGE and its backing files, or those of several exports, listens, gives up all \
+      privileges, and serves until SIGTERM or SIGINT. Exit status: 0 after a clean stop, 1 on \
+      failure, 2 for wrong options.
       """)
 
-  enum Engine: String, ExpressibleByArgument, CaseIterable { case native, sync }
-
   @Argument(help: "The image to serve.")
-  var image: String
+  var image: String?
 
   @Option(
-    name: [.customShort("f"), .long],
-    help: "The image's format: raw or qcow2. Without it only a qcow2 image is recognised.")
-  var format: ImageFormat?
-
-  @Flag(name: [.customShort("r"), .long], help: "Refuse writes, and open the image for reading.")
-  var readOnly = false
-
-  @Option(help: "How files are read and written: native (Linux AIO with O_DIRECT) or sync.")
-  var aio: Engine = .native
-
-  @Option(help: ArgumentHelp("Listen on a UNIX socket.", valueName: "path"))
-  var socket: String?
-
-  @Option(help: ArgumentHelp("Access mode of the socket, in octal.", valueName: "mode"))
-  var socketMode = "0600"
-
-  @Option(help: ArgumentHelp("Owner of the socket.", valueName: "user[:group]"))
-  var socketOwner: String?
-
-  @Option(
-    help: ArgumentHelp(
-      "Listen on a UNIX socket for 'strata status', 'strata clients' and 'strata kick'.",
-      valueName: "path"))
-  var control: String?
-
-  @Option(help: ArgumentHelp("Listen on TCP; port 0: any free one.", valueName: "host:port"))
-  var tcp: String?
-
-  @Flag(
-    name: .customLong("tcp-without-tls"),
-    help: ArgumentHelp(
-      "Allow --tcp beyond loopback without --tls required: anybody on the way can read and change"
-        + " the disk."))
-  var tcpWithoutTLS = false
-
-  @OptionGroup var tls: TLSOptions
-
-  @Option(help: ArgumentHelp("The name of the export. (default: the file's)", valueName: "name"))
+    help: ArgumentHelp("The name of IMAGE's export. (default: the file's)", valueName: "name"))
   var exportName: String?
 
-  @Option(help: ArgumentHelp("A text about the export for clients.", valueName: "text"))
-  var description = ""
+  @Option(
+    help: ArgumentHelp(
+      "Serve another image, with options of its own. May be repeated.",
+      valueName: "name=image[,option...]"))
+  var export: [String] = []
+
+  @Option(help: ArgumentHelp("Read options and exports from a file.", valueName: "path"))
+  var config: String?
+
+  @OptionGroup(title: "Options of exports") var exportOptions: ExportOptions
+  @OptionGroup(title: "Addresses") var addresses: AddressOptions
+  @OptionGroup(title: "TLS") var tls: TLSOptions
 
   @Flag(help: "Let clients in without any negotiation, for those that know no other way.")
   var oldstyle = false
 
-  @Option(
-    help: ArgumentHelp("Smallest request: 1, or a power of 2 from 512.", valueName: "bytes"))
-  var blockSize = "1"
-
-  @Option(help: ArgumentHelp("Memory for the image's tables.", valueName: "bytes"))
-  var metadataCache = "32M"
-
-  @Option(
-    help: ArgumentHelp(
-      "Look for the next request this long before sleeping; 50 suits a machine that is not busy.",
-      valueName: "microseconds"))
-  var poll = 0
+  @Flag(help: "Do not tell clients the names of the exports.")
+  var hideExports = false
 
   @Option(help: ArgumentHelp("Time a client has to negotiate.", valueName: "seconds"))
   var handshakeTimeout = 10
 
   @Option(help: ArgumentHelp("Clients at once; others wait.", valueName: "count"))
   var maxConnections = 100
+
+  @Option(
+    help: ArgumentHelp(
+      "Clients of one user or address at once; others are refused. (default: --max-connections)",
+      valueName: "count"))
+  var maxConnectionsPerPeer: Int?
 
   @Option(
     help: ArgumentHelp(
@@ -106,45 +71,53 @@ struct StratadCommand: ParsableCommand {
   @Flag(help: "Print the -drive option for QEMU when the export is ready.")
   var printDrive = false
 
+  func validate() throws {
+    guard image == nil else { return }
+    if exportOptions.format != nil { throw StratadCommand.needsImage("--format") }
+    if exportOptions.description != nil { throw StratadCommand.needsImage("--description") }
+    if exportName != nil { throw StratadCommand.needsImage("--export-name") }
+  }
+
+  private static func needsImage(_ option: String) -> ValidationError {
+    ValidationError("\(option) is about one image: name it, or say it in --export")
+  }
+
+  /// Reads the command line, and the configuration file that it names: where both say something,
+  /// the command line counts.
+  ///
+  /// - Throws: `ControlError` about the file, else what ArgumentParser finds wrong.
+  static func config(_ arguments: [String]) throws -> ServerConfig {
+    let command = try parse(arguments)
+    guard let path = command.config else { return try command.serverConfig([]) }
+    let file = try ConfiguredOptions(path: path)
+    return try parse(file.server + arguments).serverConfig(file.exports)
+  }
+
   /// What the user said, in the words of Control.
-  func config() throws -> ExportConfig {
-    var config = ExportConfig(
-      imagePath: image, format: format, isReadOnly: readOnly,
-      engine: aio == .native ? .aio : .sync, exportName: exportName, description: description,
-      minimumBlockByteCount: try byteCount(blockSize, "--block-size"),
-      metadataCacheByteCount: try byteCount(metadataCache, "--metadata-cache"),
-      pollMicroseconds: poll, handshakeSecondsMax: handshakeTimeout,
-      connectionsMax: maxConnections, socketPath: socket,
-      socketMode: try mode(), socketOwner: socketOwner, controlPath: control,
-      tcpEndpoint: try tcpEndpoint(),
-      allowsTCPWithoutTLS: tcpWithoutTLS, user: user, readyDescriptor: readyFd,
-      pidFilePath: pidfile, runsInBackground: fork, printsDrive: printDrive)
+  private func serverConfig(_ configured: [NamedExport]) throws -> ServerConfig {
+    guard image != nil || !export.isEmpty || !configured.isEmpty else {
+      throw ValidationError("There is no image to serve: name one, or say --export NAME=IMAGE.")
+    }
+    var exports: [ExportConfig] = []
+    if let image {
+      exports.append(try exportOptions.config(image: image, name: exportName, common: nil))
+    }
+    for named in try configured + export.map(NamedExport.init(parsing:)) {
+      exports.append(
+        try named.options.config(image: named.image, name: named.name, common: exportOptions))
+    }
+    var config = ServerConfig(
+      exports: exports, connectionsMax: maxConnections,
+      connectionsPerPeerMax: maxConnectionsPerPeer ?? maxConnections,
+      handshakeSecondsMax: handshakeTimeout, addresses: try addresses.config())
     config.speaksOldstyle = oldstyle
+    config.listsExports = !hideExports
     config.tls = tls.config
+    config.user = user
+    config.readyDescriptor = readyFd
+    config.pidFilePath = pidfile
+    config.runsInBackground = fork
+    config.printsDrive = printDrive
     return config
   }
-
-  private func byteCount(_ text: String, _ option: String) throws -> UInt64 {
-    guard let value = ByteCountText.parse(text) else {
-      throw ValidationError("\(option): '\(text)' is no size; write 512, 64k or 32M")
-    }
-    return value
-  }
-
-  private func mode() throws -> UInt32 {
-    guard let value = UInt32(socketMode, radix: 8), value <= 0o777 else {
-      throw ValidationError("--socket-mode: '\(socketMode)' is no octal mode; write 0600 or 0660")
-    }
-    return value
-  }
-
-  private func tcpEndpoint() throws -> TCPEndpoint? {
-    guard let tcp else { return nil }
-    guard let endpoint = TCPEndpoint(parsing: tcp) else {
-      throw ValidationError("--tcp: '\(tcp)' is not HOST:PORT; write 127.0.0.1:10809")
-    }
-    return endpoint
-  }
 }
-
-extension ImageFormat: ExpressibleByArgument {}

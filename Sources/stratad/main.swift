@@ -7,18 +7,20 @@ import Control
 import Glibc
 import LinuxIO
 
-// ArgumentParser's own main() would leave with 64 on a wrong option; ours is 2 for usage.
+/// Says something and ends. ArgumentParser's own way out would end with 64 for a wrong option.
+private func end(_ text: String, on output: TextOutput, status: Int32) -> Never {
+  // When nobody reads, the exit status still tells.
+  do throws(SystemError) { try output.writeLine(text) } catch {}
+  exit(status)
+}
+
 do {
-  let command = try StratadCommand.parse()
-  let config = try command.config()
+  let config = try StratadCommand.config(Array(CommandLine.arguments.dropFirst()))
   exit(Worker(programName: "stratad", config: config).run())
+} catch let error as ControlError {
+  end("stratad: \(error)", on: .standardError, status: 2)
 } catch {
   let text = StratadCommand.fullMessage(for: error)
   let isHelp = StratadCommand.exitCode(for: error) == .success
-  do throws(SystemError) {
-    try (isHelp ? TextOutput.standardOutput : .standardError).writeLine(text)
-  } catch {
-    // Nobody reads; the exit status still tells.
-  }
-  exit(isHelp ? 0 : 2)
+  end(text, on: isHelp ? .standardOutput : .standardError, status: isHelp ? 0 : 2)
 }

@@ -79,7 +79,11 @@ private func read(_ text: String) throws -> JSONValue { try JSONReader.read(Arra
 }
 
 @Suite struct `A control request` {
-  @Test(arguments: [.status, .clients, .kick(client: 0), .kick(client: 77)] as [ControlRequest])
+  @Test(
+    arguments: [
+      .status(export: nil), .status(export: "a \"b\""), .exports, .reload, .clients,
+      .kick(client: 0), .kick(client: 77),
+    ] as [ControlRequest])
   func `is what its line says`(request: ControlRequest) throws {
     #expect(try ControlRequest(parsing: Array(request.line.utf8)) == request)
   }

@@ -26,9 +26,9 @@ import Testing
 
   @Test func `takes as many messages as it says and no more`() throws {
     let mailbox = try Mailbox<Int>()
-    for number in 0..<Mailbox<Int>.messagesMax { #expect(mailbox.post(number)) }
+    for number in 0..<mailbox.messagesMax { #expect(mailbox.post(number)) }
     #expect(!mailbox.post(-1))
-    #expect(mailbox.takeAll().count == Mailbox<Int>.messagesMax)
+    #expect(mailbox.takeAll().count == mailbox.messagesMax)
     #expect(mailbox.post(-1))
   }
 

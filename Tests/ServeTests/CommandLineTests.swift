@@ -23,6 +23,8 @@ import Testing
 
   @Test(arguments: [
     [], ["--no-such-option"], ["a", "b"], ["a", "--format", "vmdk"], ["a", "--aio", "x"],
+    ["--export", "a"], ["--export", "a="], ["--export", "a=b,no-such-option"],
+    ["--format", "raw", "--export", "a=b"],
   ])
   func `that are wrong end it with 2`(arguments: [String]) throws {
     let process = try ServedProcess([try ServedProcess.path(of: "stratad")] + arguments)
@@ -33,7 +35,9 @@ import Testing
 }
 
 @Suite struct `The options of strata` {
-  @Test(arguments: ["create", "info", "check", "map", "status", "clients", "kick", "lint"])
+  @Test(arguments: [
+    "create", "info", "check", "map", "status", "exports", "clients", "kick", "reload", "lint",
+  ])
   func `are all in the manual page`(verb: String) throws {
     let result = try runTool(ServedProcess.path(of: "strata"), verb, "--help")
     #expect(result.code == 0)

@@ -103,7 +103,10 @@ import Testing
     ("[]", #"the line is no object such as {"ask":"status"}"#),
     ("{}", #"there is no "ask""#),
     (#"{"ask":7}"#, #"the value of "ask" is no string"#),
-    (#"{"ask":"reboot"}"#, #""reboot" cannot be asked; status, clients and kick can"#),
+    (
+      #"{"ask":"reboot"}"#,
+      #""reboot" cannot be asked; status, exports, clients, kick and reload can"#
+    ),
     (#"{"ask":"status","client":1}"#, #"status has no member "client""#),
     (#"{"ask":"kick"}"#, #"kick needs "client", a client's number"#),
     (#"{"ask":"kick","client":"1"}"#, #"the value of "client" is no client's number"#),
@@ -139,7 +142,7 @@ import Testing
     for character in #"{"ask":"clients"}"# { try client.send(String(character)) }
     try client.send("\n")
     client.socket.shutDownSending()
-    #expect(try client.receiveLine() == #"{"clients":[]}"#)
+    #expect(try client.receiveLine().hasPrefix(#"{"clients":[],"#))
     #expect(try client.socket.receiveUntilEnd() == [])
     let hasty = try ControlConnection(fixture.control)
     try hasty.send(#"{"ask":"clients"}"#)

@@ -200,7 +200,7 @@ private let allocation = "base:allocation"
     try #require(lines.count == 2)
     #expect(lines[0].hasPrefix("client  peer "))
     #expect(lines[1].hasPrefix("     1  uid \(getuid()), gid \(getgid()), pid \(getpid())  "))
-    #expect(lines[1].contains("transmission  structured"))
+    #expect(lines[1].contains("transmission  disk.raw  structured"))
     _ = (server, client)
   }
 }

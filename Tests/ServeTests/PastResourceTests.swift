@@ -74,7 +74,7 @@ private func serves(_ fixture: ServeFixture, deadlineSeconds: Double = 10) throw
   @Test func `CVE-2015-0847: a storm of signals while clients come and go`() throws {
     let fixture = try ServeFixture()
     let server = try fixture.serve()
-    let signals = [SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE, SIGURG, SIGCONT, SIGWINCH]
+    let signals = [SIGHUP, SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE, SIGURG, SIGCONT, SIGWINCH]
     for round in 0..<3_000 {
       kill(server.processID, signals[round % signals.count])
       if round % 3 == 0 {

@@ -24,6 +24,7 @@ private let arrows: [String: Set<String>] = [
   "NBDLint": ["LinuxIO", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
+    "Synchronization",
   ],
   "stratad": [
     "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",

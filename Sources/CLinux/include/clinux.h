@@ -90,6 +90,12 @@ int clinux_socket(int family, int type);
 int clinux_bind_unix(int socket, const void *path, size_t byte_count);
 int clinux_connect_unix(int socket, const void *path, size_t byte_count);
 
+/// Binds to a port of vsock(7), for whoever can reach it.
+int clinux_bind_vsock(int socket, uint32_t port);
+
+/// The other end of a vsock; EAFNOSUPPORT for a socket of another family.
+int clinux_peer_vsock(int socket, uint32_t *context_id, uint32_t *port);
+
 /// Starts connecting to a virtual machine or its host (vsock(7)).
 int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port);
 
@@ -97,6 +103,12 @@ int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port);
 
 /// Swift hides fork; it may only be called while the process has one thread.
 int clinux_fork(void);
+
+/// Two connected UNIX stream sockets, close-on-exec and non-blocking.
+int clinux_socket_pair(int *ends);
+
+/// Closes every descriptor from `first` on.
+int clinux_close_from(int first);
 
 /// prctl(2) is variadic, so Swift does not import it. The readers return 0 or 1.
 int clinux_set_no_new_privileges(void);

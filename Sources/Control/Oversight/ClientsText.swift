@@ -8,11 +8,11 @@ public enum ClientsText {
     let clients = answer["clients"]?.elements ?? []
     guard !clients.isEmpty else { return "no clients\n" }
     let head = [
-      "client", "peer", "connected", "phase", "replies", "contexts", "in flight", "buffered",
-      "requests", "errors", "received", "sent",
+      "client", "peer", "connected", "phase", "export", "replies", "contexts", "in flight",
+      "buffered", "requests", "errors", "received", "sent",
     ]
     let alignments: [TextColumns.Alignment] =
-      [.right, .left, .right, .left, .left, .left] + Array(repeating: .right, count: 6)
+      [.right, .left, .right, .left, .left, .left, .left] + Array(repeating: .right, count: 6)
     return TextColumns.lines(alignments, [head] + clients.map(row)).joined(separator: "\n") + "\n"
   }
 
@@ -21,7 +21,7 @@ public enum ClientsText {
       "\(StatusText.number(client, "client"))", peer(client["peer"], client["tls"]),
       StatusText.duration(StatusText.number(client, "connected-seconds")),
       (client["phase"]?.text ?? "?") + (client["stalled"]?.bool == true ? ", stalled" : ""),
-      replies(client),
+      StatusText.printable(client["export"]?.text ?? "-"), replies(client),
       contexts(client["contexts"]),
       "\(StatusText.number(client, "in-flight"))", StatusText.bytes(client, "buffered-bytes"),
       "\(StatusText.number(client, "requests"))", "\(StatusText.number(client, "errors"))",
@@ -45,6 +45,7 @@ public enum ClientsText {
     case "unix":
       "uid \(StatusText.number(peer, "uid")), gid \(StatusText.number(peer, "gid")),"
         + " pid \(StatusText.number(peer, "pid"))"
+    case "vsock": "cid \(StatusText.number(peer, "cid"))"
     case "tcp": peer?["address"]?.text ?? "?"
     default: "?"
     }

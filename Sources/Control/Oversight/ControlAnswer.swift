@@ -12,8 +12,10 @@ import TLS
 /// The answer to one line.
 enum ControlAnswer: Sendable {
   case status(ExportStatus)
-  case clients([ClientStatus])
+  case exports([ExportStatus])
+  case clients([ClientStatus], ReceptionStatus)
   case kicked(client: UInt64)
+  case reloaded
   case refusal(String)
 
   /// The answer in one line, without a line feed.
@@ -22,11 +24,23 @@ enum ControlAnswer: Sendable {
     json.beginObject()
     switch self {
     case .status(let status): ControlAnswer.write(status, to: &json)
-    case .clients(let clients):
+    case .exports(let exports):
+      json.beginArray("exports")
+      for export in exports {
+        json.beginObject()
+        ControlAnswer.writeHead(export, to: &json)
+        json.end()
+      }
+      json.end()
+    case .clients(let clients, let reception):
       json.beginArray("clients")
       for client in clients { ControlAnswer.write(client, to: &json) }
       json.end()
+      json.field("connections", reception.connectionCount)
+      json.field("connections-max", reception.connectionsMax)
+      json.field("connections-total", reception.connectionTotal)
     case .kicked(let client): json.field("kicked", client)
+    case .reloaded: json.field("reloaded", true)
     case .refusal(let reason): json.field("error", reason)
     }
     json.end()
@@ -39,7 +53,7 @@ enum ControlAnswer: Sendable {
     (.flush, "flush"), (.cache, "cache"), (.blockStatus, "block-status"),
   ]
 
-  private static func write(_ status: ExportStatus, to json: inout JSONWriter) {
+  private static func writeHead(_ status: ExportStatus, to json: inout JSONWriter) {
     json.field("export", status.name)
     json.field("disk-bytes", status.diskByteCount)
     json.field("read-only", status.isReadOnly)
@@ -49,6 +63,10 @@ enum ControlAnswer: Sendable {
     json.field("total", status.connectionTotal)
     json.field("max", status.connectionsMax)
     json.end()
+  }
+
+  private static func write(_ status: ExportStatus, to json: inout JSONWriter) {
+    writeHead(status, to: &json)
     writeRequests(status, to: &json)
     let calls = status.systemCalls
     json.beginObject("system-calls")
@@ -130,11 +148,16 @@ enum ControlAnswer: Sendable {
     case .tcp(let address):
       json.field("kind", "tcp")
       json.field("address", address.description)
+    case .vsock(let contextID, let port):
+      json.field("kind", "vsock")
+      json.field("cid", contextID)
+      json.field("port", port)
     case .unknown: json.field("kind", "unknown")
     }
     json.end()
     json.field("connected-seconds", client.connectedNanoseconds / 1_000_000_000)
     json.field("phase", client.phase.rawValue)
+    if let export = client.export { json.field("export", export) }
     if let tls = client.tls { write(tls, to: &json) }
     if let negotiated = client.negotiated {
       json.field("structured-replies", negotiated.structuredReplies)

@@ -12,9 +12,13 @@ public struct RequestFault: Error, Hashable, Sendable {
 
 /// A question or an order.
 public enum ControlRequest: Hashable, Sendable {
-  case status
+  /// What one export has done; nil: the only one.
+  case status(export: String?)
+  case exports
   case clients
   case kick(client: UInt64)
+  /// Reads certificates, keys and lists of names again.
+  case reload
 
   /// Reads a line without its line feed. Members that the request does not have are faults, so that
   /// a slip is noticed.
@@ -35,7 +39,13 @@ public enum ControlRequest: Hashable, Sendable {
     let allowed: Set<String>
     switch name {
     case "status":
-      self = .status
+      self = .status(export: try ControlRequest.exportName(members["export"]))
+      allowed = ["ask", "export"]
+    case "exports":
+      self = .exports
+      allowed = ["ask"]
+    case "reload":
+      self = .reload
       allowed = ["ask"]
     case "clients":
       self = .clients
@@ -45,7 +55,8 @@ public enum ControlRequest: Hashable, Sendable {
       allowed = ["ask", "client"]
     default:
       throw RequestFault(
-        reason: "\(ControlRequest.shortened(name)) cannot be asked; status, clients and kick can")
+        reason: "\(ControlRequest.shortened(name)) cannot be asked;"
+          + " status, exports, clients, kick and reload can")
     }
     if let other = members.keys.sorted().first(where: { !allowed.contains($0) }) {
       throw RequestFault(reason: "\(name) has no member \(ControlRequest.shortened(other))")
@@ -55,10 +66,21 @@ public enum ControlRequest: Hashable, Sendable {
   /// The line that asks this, without a line feed.
   public var line: String {
     switch self {
-    case .status: #"{"ask":"status"}"#
+    case .status(nil): #"{"ask":"status"}"#
+    case .status(let name?): #"{"ask":"status","export":\#(JSONWriter.quote(name))}"#
+    case .exports: #"{"ask":"exports"}"#
+    case .reload: #"{"ask":"reload"}"#
     case .clients: #"{"ask":"clients"}"#
     case .kick(let client): #"{"ask":"kick","client":\#(client)}"#
     }
+  }
+
+  private static func exportName(_ value: JSONValue?) throws(RequestFault) -> String? {
+    guard let value else { return nil }
+    guard let name = value.text else {
+      throw RequestFault(reason: "the value of \"export\" is no string")
+    }
+    return name
   }
 
   private static func clientNumber(_ value: JSONValue?) throws(RequestFault) -> UInt64 {
@@ -70,7 +92,7 @@ public enum ControlRequest: Hashable, Sendable {
   }
 
   /// Names of a stranger's choice do not fill our answers.
-  private static func shortened(_ name: String) -> String {
+  static func shortened(_ name: String) -> String {
     let lengthMax = 40
     return JSONWriter.quote(name.count > lengthMax ? "\(name.prefix(lengthMax))…" : name)
   }

@@ -11,12 +11,13 @@ final class ControlServer {
   static let connectionsMax = 16
   /// Questions that the export has not answered; those of connections that are gone count, too.
   /// One place of the inbox is kept for the stop.
-  static let questionsMax = Mailbox<ControlMessage>.messagesMax - 1
+  static let questionsMax = inboxMax - 1
+  static let inboxMax = 64
   /// Lines and transfers of one connection before the others have their turn.
   static let stepsMax = 64
 
   private let listener: ListeningSocket
-  private let commands: Mailbox<ExportCommand>
+  private let desk: OversightDesk
   private let inbox: Mailbox<ControlMessage>
   private var events: EventLoop
   private var connections = FixedPool<ControlConnection>(capacity: connectionsMax)
@@ -28,10 +29,10 @@ final class ControlServer {
   private static let inboxToken: UInt64 = 2 << 32
 
   init(
-    _ listener: ListeningSocket, commands: Mailbox<ExportCommand>, inbox: Mailbox<ControlMessage>
+    _ listener: ListeningSocket, _ desk: OversightDesk, inbox: Mailbox<ControlMessage>
   ) throws(SystemError) {
     self.listener = listener
-    self.commands = commands
+    self.desk = desk
     self.inbox = inbox
     events = try EventLoop()
     try events.add(listener.descriptor, .readable, token: ControlServer.listenerToken)
@@ -138,7 +139,7 @@ final class ControlServer {
 
   private func obey(_ place: Int, _ line: [UInt8]) {
     do throws(RequestFault) {
-      ask(place, try ControlRequest(parsing: line))
+      try ask(place, try ControlRequest(parsing: line))
     } catch {
       refuse(place, error.reason, ends: false)
     }
@@ -149,34 +150,65 @@ final class ControlServer {
     if ends { connections[place].isEnding = true }
   }
 
-  private func ask(_ place: Int, _ request: ControlRequest) {
-    let isPosted =
-      questionCount < ControlServer.questionsMax
-      && commands.post(command(request, place, connections[place].serial))
-    guard isPosted else {
-      refuse(place, "too many questions wait for the export", ends: false)
-      return
+  private func ask(_ place: Int, _ request: ControlRequest) throws(RequestFault) {
+    guard questionCount < ControlServer.questionsMax,
+      try post(request, place, connections[place].serial)
+    else {
+      return refuse(place, "too many questions wait for an answer", ends: false)
     }
     questionCount += 1
     connections[place].isWaiting = true
   }
 
-  /// The command whose completion leaves the answer in our inbox, on the thread of the export.
-  private func command(
+  /// Asks whom the question concerns; the answer comes by the inbox, from the thread of the last
+  /// one who knew a part of it. Returns false when a mailbox is full: then no answer comes.
+  private func post(
     _ request: ControlRequest, _ place: Int, _ serial: UInt64
-  ) -> ExportCommand {
+  ) throws(RequestFault) -> Bool {
     let inbox = inbox
     let deliver: @Sendable (ControlAnswer) -> Void = { answer in
       let isPosted = inbox.post(.answer(place: place, serial: serial, answer))
       precondition(isPosted, "the control socket has more answers than questions")
     }
+    let exports = desk.exports.map(\.mailbox)
     switch request {
-    case .status: return .status { deliver(.status($0)) }
-    case .clients: return .clients { deliver(.clients($0)) }
+    case .status(let name):
+      return try desk.export(named: name).post(.status { deliver(.status($0)) })
+    case .exports:
+      let names = desk.exports.map(\.name)
+      let all = Gathering<ExportStatus>(count: exports.count) { parts in
+        let ordered = names.compactMap { name in parts.first { $0.name == name } }
+        deliver(.exports(ordered))
+      }
+      return exports.allSatisfy { $0.post(.status { all.add($0) }) }
+    // No mailbox can be full here: it has more places than there are questions.
+    // The reception first, and the exports when it has answered: who goes on meanwhile from one to
+    // the other is seen in both rather than in none.
+    case .clients:
+      return desk.reception.post(
+        .clients { visitors, reception in
+          let all = Gathering<[ClientStatus]>(count: exports.count) { parts in
+            deliver(.clients(visitors, parts, reception))
+          }
+          for export in exports where !export.post(.clients { all.add($0) }) { all.add([]) }
+        })
     case .kick(let client):
-      return .kick(client: client) { isDone in
+      let answer: @Sendable (Bool) -> Void = { isDone in
         deliver(isDone ? .kicked(client: client) : .refusal("there is no client \(client)"))
       }
+      return desk.reception.post(
+        .kick(client: client) { isDone in
+          guard !isDone else { return answer(true) }
+          let all = Gathering<Bool>(count: exports.count) { answer($0.contains(true)) }
+          for export in exports where !export.post(.kick(client: client) { all.add($0) }) {
+            all.add(false)
+          }
+        })
+    case .reload:
+      return desk.reception.post(
+        .reload { reason in
+          deliver(reason.map { .refusal("all stays as it was: \($0)") } ?? .reloaded)
+        })
     }
   }
 

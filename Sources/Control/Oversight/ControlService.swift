@@ -7,7 +7,7 @@ import LinuxIO
 
 /// What the thread of the control socket is told by others.
 enum ControlMessage: Sendable {
-  /// The export's answer to the connection at `place` with this serial number.
+  /// The answer to the connection at `place` with this serial number.
   case answer(place: Int, serial: UInt64, ControlAnswer)
   case stop
 }
@@ -19,10 +19,10 @@ struct ControlService: ~Copyable {
 
   /// Starts the thread; before this the process may have had one.
   init(
-    _ listener: ListeningSocket, commands: Mailbox<ExportCommand>
+    _ listener: ListeningSocket, _ desk: OversightDesk
   ) throws(SystemError) {
-    let inbox = try Mailbox<ControlMessage>()
-    let server = try ControlServer(listener, commands: commands, inbox: inbox)
+    let inbox = try Mailbox<ControlMessage>(messagesMax: ControlServer.inboxMax)
+    let server = try ControlServer(listener, desk, inbox: inbox)
     thread = try OwnThread { server.run() }
     self.inbox = inbox
   }

@@ -109,7 +109,7 @@ public enum StatusText {
   }
 
   /// A name without characters that would move a terminal's cursor.
-  private static func printable(_ name: String?) -> String {
+  static func printable(_ name: String?) -> String {
     String(
       String.UnicodeScalarView(
         (name ?? "").unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 }))

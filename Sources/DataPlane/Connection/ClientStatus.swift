@@ -11,11 +11,13 @@ public struct ClientStatus: Sendable {
   /// Where a connection stands.
   public enum Phase: String, Sendable { case handshake, transmission, finishing }
 
-  /// 1 for the first client of the export; never used again.
+  /// 1 for the first client of the process; never used again.
   public internal(set) var number: UInt64
   public internal(set) var peer: PeerIdentity
   public internal(set) var connectedNanoseconds: UInt64
   public internal(set) var phase: Phase
+  /// The name of the export that it uses; nil until the handshake is over.
+  public internal(set) var export: String?
   /// nil until the handshake is over.
   public internal(set) var negotiated: Negotiated?
   /// nil until the handshake of TLS is over, and for clients without it.

@@ -10,7 +10,6 @@ import NBDProtocol
 /// A connected client.
 struct Connection: ~Copyable {
   enum Phase {
-    case handshake
     case transmission
     /// No more requests are read; what was read is answered, then the socket closes.
     case finishing
@@ -19,19 +18,21 @@ struct Connection: ~Copyable {
   /// Bytes that are received at once. More than 128 KiB gave nothing when measured.
   static let receiveByteCount = 128 << 10
 
-  /// Counts the connections of the export from 1 on.
+  /// Counts the connections of the process from 1 on.
   let number: UInt64
   let peer: PeerIdentity
-  let startNanoseconds = MonotonicClock.nanoseconds
-  var counters = ConnectionCounters()
+  let startNanoseconds: UInt64
+  var counters: ConnectionCounters
+  /// Given up when the connection closes.
+  private let seat: Seat
 
   var socket: StreamSocket
-  var phase: Phase = .handshake
-  var handshake: ServerHandshake
-  var rules: TransmissionRules?
+  var phase: Phase = .transmission
+  /// The rules that the handshake ended with.
+  var rules: TransmissionRules
   /// The shape of headers in both directions, as the handshake agreed on it.
-  private(set) var framing = ReplyFraming.simple
-  private(set) var headerByteCount = RequestHeader.byteCount
+  let framing: ReplyFraming
+  let headerByteCount: Int
   var replies: ReplyQueue
   private var sendRoom = SendRoom()
   /// The place of its TLS session; -1 while its bytes come and go as they are.
@@ -57,8 +58,9 @@ struct Connection: ~Copyable {
   var isStalled = false
   /// What the event loop watches for.
   var interest: EventLoop.Interest = .readable
-  /// Ticks of the second timer until the handshake is over or the connection ends.
-  var handshakeSecondsLeft: Int
+  /// What the connection had done at the last tick of the second timer, and ticks since then.
+  private var doneAtLastTick: UInt64 = 0
+  private var idleSeconds = 0
   /// The event loop watches the socket; it does not once the client has gone.
   var isWatched = true
   /// The socket takes no more bytes for now.
@@ -68,32 +70,29 @@ struct Connection: ~Copyable {
   /// In the list of connections that have something to send.
   var isInTransmitList = false
 
+  /// A client that has negotiated. `buffer` gets what it sent behind its handshake.
   init(
-    number: UInt64, socket: consuming StreamSocket, handshake: ServerHandshake,
-    replies: consuming ReplyQueue, buffer: IOBuffer, handshakeSecondsMax: Int
+    _ arrival: Arrival, socket: consuming StreamSocket, rules: TransmissionRules,
+    replies: consuming ReplyQueue, buffer: IOBuffer
   ) {
-    self.number = number
-    peer = PeerIdentity(of: socket.descriptor)
+    number = arrival.number
+    peer = arrival.peer
+    startNanoseconds = arrival.startNanoseconds
+    counters = arrival.counters
+    seat = arrival.takeSeat()
     self.socket = socket
-    self.handshake = handshake
+    self.rules = rules
+    framing = rules.negotiated.framing
+    headerByteCount =
+      rules.negotiated.extendedHeaders ? RequestHeader.extendedByteCount : RequestHeader.byteCount
     self.replies = replies
     self.buffer = buffer
-    // The timer ticks once a second, and the first tick may come at once.
-    handshakeSecondsLeft = handshakeSecondsMax + 1
-  }
-
-  /// The rules that the handshake ended with.
-  var agreedRules: TransmissionRules {
-    guard let rules else { preconditionFailure("a request came before the handshake ended") }
-    return rules
-  }
-
-  /// Leaves the handshake with what it agreed on.
-  mutating func beginTransmission(_ agreed: TransmissionRules) {
-    rules = agreed
-    framing = agreed.negotiated.framing
-    if agreed.negotiated.extendedHeaders { headerByteCount = RequestHeader.extendedByteCount }
-    phase = .transmission
+    let leftover = arrival.leftover
+    precondition(leftover.count <= buffer.byteCount, "a client left over more than it could send")
+    buffer.withMutableSpan(0, leftover.count) { room in
+      for offset in 0..<leftover.count { room.storeBigEndian(leftover[offset], at: offset) }
+    }
+    receivedEnd = leftover.count
   }
 
   /// Decodes the header that starts the bytes not understood yet, of which enough are there; nil
@@ -108,7 +107,7 @@ struct Connection: ~Copyable {
 
   /// Decodes the payload of `byteCount` bytes behind the header that `nextHeader` returns.
   func nextStatusPayload(_ byteCount: Int) -> BlockStatusPayload? {
-    let selected = agreedRules.negotiated.contexts
+    let selected = rules.negotiated.contexts
     return buffer.withSpan(received + headerByteCount, byteCount) {
       BlockStatusPayload(decoding: $0, at: 0, byteCount: byteCount, selected: selected)
     }
@@ -117,11 +116,28 @@ struct Connection: ~Copyable {
   /// Whether the client waits for no answer, and nothing that it began to send is half here.
   var hasNothingUnderWay: Bool {
     switch phase {
-    case .handshake: replies.isEmpty && !handshake.isMidMessage
     case .transmission:
       replies.isEmpty && requestCount == 0 && drainByteCount == 0 && !isStalled
     case .finishing: true
     }
+  }
+
+  /// Counts a second, and tells whether the client did nothing for longer than it may.
+  mutating func hasOutstayed(_ patience: ClientPatience) -> Bool {
+    let done = counters.receivedByteCount &+ counters.sentByteCount
+    if done != doneAtLastTick {
+      doneAtLastTick = done
+      idleSeconds = 0
+      return false
+    }
+    idleSeconds += 1
+    if isBlockedOnSend {
+      guard let max = patience.unreadSecondsMax else { return false }
+      return idleSeconds > max
+    }
+    // Who waits for the disk is not idle.
+    guard requestCount == 0, let max = patience.idleSecondsMax else { return false }
+    return idleSeconds > max
   }
 
   /// Whether the client may hold another request with a buffer of `byteCount`.

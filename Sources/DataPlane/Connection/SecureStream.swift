@@ -45,18 +45,37 @@ struct SecureStream: ~Copyable {
     self.output = output
   }
 
-  /// Moves to buffers of the size that the transmission uses; without memory it keeps its own.
-  mutating func enlarge(_ buffers: inout BufferPool) {
-    guard let largerInput = buffers.acquire(byteCount: SecureStream.inputByteCount) else { return }
-    guard let largerOutput = buffers.acquire(byteCount: SecureStream.outputByteCount) else {
-      buffers.release(largerInput)
-      return
+  /// A stream that goes on where another left off; nil when there is no memory.
+  init?(unpacking packed: consuming PackedStream, _ buffers: inout BufferPool) {
+    guard let input = buffers.acquire(byteCount: SecureStream.inputByteCount) else { return nil }
+    guard let output = buffers.acquire(byteCount: SecureStream.outputByteCount) else {
+      buffers.release(input)
+      return nil
     }
-    largerInput.copy(inputStart, from: input, inputStart, inputEnd - inputStart)
-    largerOutput.copy(outputStart, from: output, outputStart, outputEnd - outputStart)
-    close(&buffers)
-    input = largerInput
-    output = largerOutput
+    let ciphertext = packed.ciphertext
+    input.withMutableSpan(0, ciphertext.count) { room in
+      for offset in 0..<ciphertext.count {
+        room.storeBigEndian(ciphertext[offset], at: offset)
+      }
+    }
+    inputEnd = ciphertext.count
+    status = packed.status
+    isUp = true
+    session = packed.session
+    self.input = input
+    self.output = output
+  }
+
+  /// Leaves its buffers behind. TLS is up and everything was sent.
+  consuming func packed(_ buffers: inout BufferPool) -> PackedStream {
+    precondition(isUp && !hasCiphertext, "a stream moves with ciphertext for the client")
+    var ciphertext: [UInt8] = []
+    input.withSpan(inputStart, inputEnd - inputStart) { rest in
+      for offset in 0..<rest.byteCount { ciphertext.append(rest.loadByte(at: offset)) }
+    }
+    buffers.release(input)
+    buffers.release(output)
+    return PackedStream(session: session, ciphertext: ciphertext, status: status)
   }
 
   /// Gives back the memory. The stream must not be used afterwards.
@@ -192,6 +211,13 @@ struct SecureStream: ~Copyable {
   }
 }
 
+/// A session on its way from one thread to another, and what is not decrypted yet.
+struct PackedStream: ~Copyable {
+  let session: TLSSession
+  let ciphertext: [UInt8]
+  let status: TLSStatus?
+}
+
 /// The sessions of all clients of an export that speak TLS.
 struct SecureStreams: ~Copyable {
   var streams: FixedPool<SecureStream>
@@ -201,14 +227,14 @@ struct SecureStreams: ~Copyable {
   init(capacity: Int) { streams = FixedPool(capacity: capacity) }
 
   /// Returns the place of the new session; nil when there is no memory.
-  mutating func add(_ session: consuming TLSSession, _ buffers: inout BufferPool) -> Int? {
+  mutating func add(_ packed: consuming PackedStream, _ buffers: inout BufferPool) -> Int? {
     if record.isEmpty {
       guard let buffer = buffers.acquire(byteCount: TLSSession.recordByteCountMax) else {
         return nil
       }
       record = buffer
     }
-    guard let stream = SecureStream(session, &buffers) else { return nil }
+    guard let stream = SecureStream(unpacking: packed, &buffers) else { return nil }
     guard let place = streams.insert(stream) else {
       preconditionFailure("there are more TLS sessions than connections")
     }

@@ -51,7 +51,7 @@ extension ExportLoop {
     if command == .read { connections[index].adaptSendRoom(readByteCount: header.length) }
     if command == .blockStatus {
       image.requests.slots[slot].statusExtents.begin(
-        contexts ?? connections[index].agreedRules.negotiated.contexts,
+        contexts ?? connections[index].rules.negotiated.contexts,
         extentByteCount: connections[index].framing.extentByteCount)
     }
     image.requests.slots[slot].wantsHoles =

@@ -41,7 +41,7 @@ extension ExportLoop {
     guard connections[index].isWatched else { return }
     var wanted: EventLoop.Interest = []
     switch connections[index].phase {
-    case .handshake, .transmission:
+    case .transmission:
       if !connections[index].isStalled { wanted.insert(.readable) }
     case .finishing: break
     }

@@ -32,6 +32,8 @@ extension ExportLoop {
   mutating func obeyMail() {
     hasMail = false
     counters.otherCallCount += 1
+    // Who has arrived counts.
+    takeArrivals()
     for command in mailbox.takeAll() {
       switch command {
       case .status(let complete): complete(status())
@@ -99,7 +101,6 @@ extension ExportLoop {
   private func client(_ index: Int, _ now: UInt64) -> ClientStatus {
     let phase: ClientStatus.Phase =
       switch connections[index].phase {
-      case .handshake: .handshake
       case .transmission: .transmission
       case .finishing: .finishing
       }
@@ -108,7 +109,7 @@ extension ExportLoop {
     return ClientStatus(
       number: connections[index].number, peer: connections[index].peer,
       connectedNanoseconds: now - connections[index].startNanoseconds, phase: phase,
-      negotiated: connections[index].rules?.negotiated,
+      export: plan.name, negotiated: connections[index].rules.negotiated,
       tls: place < 0 ? nil : secure.streams[place].status, isStalled: connections[index].isStalled,
       inFlightCount: connections[index].requestCount,
       bufferedByteCount: connections[index].bufferByteCount + unreadByteCount(index),

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From a client's bytes to handshake options and request headers.
-// Spec: proto.md, "Handshake phase", "Request message".
+// From a client's bytes to request headers. Spec: proto.md, "Request message".
 
 import BlockTypes
 import LinuxIO
@@ -104,62 +103,12 @@ extension ExportLoop {
     while connections.isOccupied(index) {
       let goesOn: Bool
       switch connections[index].phase {
-      case .handshake: goesOn = parseHandshake(index)
       case .transmission: goesOn = parseTransmission(index)
       case .finishing: goesOn = false
       }
       if !goesOn { break }
     }
     if connections.isOccupied(index) { updateInterest(index) }
-  }
-
-  private mutating func parseHandshake(_ index: Int) -> Bool {
-    let buffer = connections[index].buffer
-    let start = connections[index].received
-    let unread = unreadByteCount(index)
-    let consumed = buffer.withSpan(start, unread) {
-      connections[index].handshake.receive($0)
-    }
-    connections[index].received += consumed
-    let output = connections[index].handshake.takeOutput()
-    if !output.isEmpty {
-      appendBytes(index, output)
-      wantTransmit(index)
-    }
-    switch connections[index].handshake.outcome {
-    case .negotiating:
-      if consumed == 0, unread == buffer.byteCount { return enlargeBuffer(index) }
-      return consumed > 0
-    case .startsTLS:
-      startTLS(index)
-      return false
-    case .ready(let negotiated):
-      connections[index].beginTransmission(
-        TransmissionRules(traits: description.traits, negotiated: negotiated))
-      enlargeTLS(index)
-      return enlargeBuffer(index)
-    case .finished, .hangUp:
-      connections[index].phase = .finishing
-      closeIfDone(index)
-      return false
-    }
-  }
-
-  /// Moves what is not understood yet to a buffer of the size that the transmission uses.
-  private mutating func enlargeBuffer(_ index: Int) -> Bool {
-    guard connections[index].buffer.byteCount < Connection.receiveByteCount,
-      let larger = image.buffers.acquire(byteCount: Connection.receiveByteCount)
-    else {
-      breakConnection(index)
-      return false
-    }
-    let unread = unreadByteCount(index)
-    larger.copy(0, from: connections[index].buffer, connections[index].received, unread)
-    image.buffers.release(connections[index].buffer)
-    connections[index].buffer = larger
-    connections[index].received = 0
-    connections[index].receivedEnd = unread
-    return true
   }
 
   private mutating func parseTransmission(_ index: Int) -> Bool {
@@ -172,7 +121,7 @@ extension ExportLoop {
       breakConnection(index)
       return false
     }
-    switch connections[index].agreedRules.admit(header) {
+    switch connections[index].rules.admit(header) {
     case .execute(let command):
       if stop.isStopping {
         return refuse(
@@ -207,7 +156,7 @@ extension ExportLoop {
     var plain = header
     plain.flags.remove(.payloadLength)
     plain.length = payload.effectByteCount
-    switch connections[index].agreedRules.admit(plain) {
+    switch connections[index].rules.admit(plain) {
     case .execute(let command) where !stop.isStopping:
       return execute(
         index, plain, command, consumedByteCount: byteCount, contexts: payload.contexts)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stopping: answer what was asked, refuse what is asked from now on (ERR_SHUTDOWN, ESHUTDOWN), make
-// tables durable, give back what was freed, trim the file.
-// Spec: proto.md, "Terminating the transmission phase", "NBD_REP_ERR_SHUTDOWN".
+// Stopping: answer what was asked, refuse what is asked from now on (ESHUTDOWN), make tables
+// durable, give back what was freed, trim the file.
+// Spec: proto.md, "Terminating the transmission phase".
 
 import BlockTypes
 import LinuxIO
@@ -22,16 +22,15 @@ struct StopState {
 }
 
 extension ExportLoop {
-  mutating func signalArrived() -> Outcome? {
-    SignalQueue.take(from: stopSignals)
-    if stop.isStopping { return .abandoned }
+  mutating func stopOrdered() -> Outcome? {
+    if stopOrder.take() == .abandon { return .abandoned }
+    // Who was let in before the order is to learn of it.
+    takeArrivals()
     stop.isStopping = true
     stop.intervalsLeft = 1
     timer.restart(milliseconds: StopState.millisecondsMax)
     image.isStopping = true
-    for listener in listeners { events.remove(listener) }
     for index in 0..<connections.capacity where connections.isOccupied(index) {
-      connections[index].handshake.isStopping = true
       // What the client sent before it could know is answered, be it with a refusal. Who has
       // nothing under way then learns by the end of the connection; the others, with each answer.
       receive(index)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Clients that speak TLS: from STARTTLS to the goodbye. A plain client pays one comparison for
-// each receive and each send. Spec: proto.md, "NBD_OPT_STARTTLS", "TLS support".
+// Clients that speak TLS, once it is up. A plain client pays one comparison for each receive and
+// each send. Spec: proto.md, "TLS support".
 
 import BlockTypes
 import LinuxIO
@@ -11,45 +11,6 @@ import TLS
 extension ExportLoop {
   /// Receives of one readiness, so that a client whose records hold nothing holds up nobody.
   private static var receivesMax: Int { 4 }
-
-  // MARK: The beginning
-
-  /// Sends the reply to STARTTLS, the last that goes as it is, and waits for the client's hello.
-  mutating func startTLS(_ index: Int) {
-    transmit(index)
-    guard connections.isOccupied(index) else { return }
-    // The socket is full of replies that the client did not read: nobody needs TLS like that.
-    guard !connections[index].isBroken, connections[index].replies.isEmpty,
-      let place = openSession()
-    else { return breakConnection(index) }
-    connections[index].securePlace = Int32(place)
-  }
-
-  private mutating func openSession() -> Int? {
-    guard let credentials = plan.tls?.credentials else {
-      preconditionFailure("TLS was agreed on without credentials")
-    }
-    do throws(TLSFault) {
-      return try secure.add(TLSSession(credentials), &image.buffers)
-    } catch {
-      return nil  // no memory
-    }
-  }
-
-  /// The handshake of TLS is over: the one of NBD begins anew.
-  private mutating func continueOverTLS(_ index: Int, _ place: Int) {
-    guard let plan = plan.tls, let status = secure.streams[place].status else {
-      preconditionFailure("TLS is up without a plan or a peer")
-    }
-    let refusal = plan.refusal(status.peer)
-    connections[index].handshake.continueOverTLS(refusal: refusal)
-  }
-
-  /// Gives a client that enters an export the buffers for it.
-  mutating func enlargeTLS(_ index: Int) {
-    let place = Int(connections[index].securePlace)
-    if place >= 0 { secure.streams[place].enlarge(&image.buffers) }
-  }
 
   // MARK: In
 
@@ -75,7 +36,7 @@ extension ExportLoop {
   ) -> StreamSocket.Transfer {
     var receiveCount = 0
     while true {
-      switch decrypt(index, place, first, second) {
+      switch secure.streams[place].decrypt(into: first, then: second) {
       case .bytes(let count): return .bytes(count)
       case .wantsRead: break
       case .closed: return .closed
@@ -93,19 +54,6 @@ extension ExportLoop {
       guard case .bytes(let count) = transfer else { return transfer }
       secure.streams[place].tookInput(count)
     }
-  }
-
-  /// Goes on with the handshake until it is over, then decrypts.
-  private mutating func decrypt(
-    _ index: Int, _ place: Int, _ first: DiskQueue.Piece, _ second: DiskQueue.Piece
-  ) -> TLSSession.Progress {
-    if !secure.streams[place].isUp {
-      let progress = secure.streams[place].continueHandshake()
-      if secure.streams[place].hasCiphertext { wantTransmit(index) }
-      guard progress == .bytes(0) else { return progress }
-      continueOverTLS(index, place)
-    }
-    return secure.streams[place].decrypt(into: first, then: second)
   }
 
   private mutating func countReceive(_ index: Int, _ transfer: StreamSocket.Transfer) {
@@ -151,7 +99,6 @@ extension ExportLoop {
     let record = secure.record
     let recordMax = TLSSession.recordByteCountMax
     while !connections[index].replies.isEmpty, secure.streams[place].hasRoomForRecord {
-      precondition(secure.streams[place].isUp, "a reply came before TLS was up")
       let run = connections[index].replies.firstRun
       if run.byteCount >= recordMax {
         let piece = DiskQueue.Piece(run.buffer, run.start, recordMax)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The loop of one export: sockets in, replies out, disk completions in between. One thread runs
+// The loop of one export: requests in, replies out, disk completions in between. One thread runs
 // it and owns everything in it. A tick takes all that is ready, submits once, sends once for each
-// client.
+// client. Clients come from the reception, and have negotiated.
 
 import BlockTypes
 import Glibc
@@ -23,7 +23,7 @@ public struct ExportLoop: ~Copyable {
 
   /// What a descriptor is, in the upper half of its token.
   enum Source: UInt64 {
-    case listener = 1
+    case arrival = 1
     case connection
     case pool
     case timer
@@ -34,12 +34,12 @@ public struct ExportLoop: ~Copyable {
   }
 
   let plan: ExportPlan
-  let description: ExportDescription
+  let notice: ExportNotice
   var image: ImageStack
   var events: EventLoop
   let timer: IntervalTimer
-  let listeners: [Int32]
-  let stopSignals: Int32
+  let arrivals: Mailbox<Arrival>
+  let stopOrder: StopOrder
   let mailbox: Mailbox<ExportCommand>
   /// Control asked for something, to be obeyed at the end of the tick.
   var hasMail = false
@@ -48,7 +48,6 @@ public struct ExportLoop: ~Copyable {
   var connections: FixedPool<Connection>
   /// The sessions of those clients that speak TLS.
   var secure: SecureStreams
-  var isListening = true
   /// Connections with replies to send, in this tick.
   var transmitList: [Int32] = []
   var stalledCount = 0
@@ -58,27 +57,24 @@ public struct ExportLoop: ~Copyable {
   /// Seconds since tables last became dirty and stayed so.
   var dirtySeconds = 0
 
-  /// Reads the tables of the images and registers the listeners, which are bound, listening and
-  /// non-blocking. `stopSignals` is a signalfd: the first signal drains, the second abandons.
-  /// What comes by `mailbox` is obeyed at the end of a tick.
+  /// Reads the tables of the images. What comes by `mailbox` is obeyed at the end of a tick.
   ///
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses.
-  public init(
-    plan: ExportPlan, listeners: [Int32], stopSignals: Int32, mailbox: Mailbox<ExportCommand>
-  ) throws {
+  public init(plan: ExportPlan, mailbox: Mailbox<ExportCommand>) throws {
     let slotCount = plan.limits.connectionsMax * plan.limits.requestsPerConnectionMax + 1
     let image = try ImageStack(plan, slotCount: slotCount)
     let events = try EventLoop()
     let timer = try IntervalTimer(milliseconds: 1000)
-    for (index, listener) in listeners.enumerated() {
-      try events.add(listener, .readable, token: Source.listener.token(index))
-    }
+    // There is a place for each: the reception counts clients, too.
+    let arrivals = try Mailbox<Arrival>(messagesMax: plan.limits.connectionsMax)
+    let stopOrder = try StopOrder()
+    try events.add(arrivals.eventDescriptor, .readable, token: Source.arrival.token())
     try events.add(image.pool.eventDescriptor, .readable, token: Source.pool.token())
     try events.add(timer.descriptor, .readable, token: Source.timer.token())
-    try events.add(stopSignals, .readable, token: Source.signal.token())
+    try events.add(stopOrder.eventDescriptor, .readable, token: Source.signal.token())
     try events.add(mailbox.eventDescriptor, .readable, token: Source.mailbox.token())
 
-    description = ExportLoop.describe(plan)
+    notice = ExportNotice(ExportLoop.describe(plan))
     connections = FixedPool(capacity: plan.limits.connectionsMax)
     secure = SecureStreams(capacity: plan.limits.connectionsMax)
     spin = SpinPolicy(windowNanoseconds: plan.spinNanosecondsMax)
@@ -86,9 +82,16 @@ public struct ExportLoop: ~Copyable {
     self.image = image
     self.events = events
     self.timer = timer
-    self.listeners = listeners
-    self.stopSignals = stopSignals
+    self.arrivals = arrivals
+    self.stopOrder = stopOrder
     self.mailbox = mailbox
+  }
+
+  /// The way in, for the reception.
+  public var entrance: Entrance {
+    Entrance(
+      notice: notice, arrivals: arrivals, stopOrder: stopOrder,
+      connectionsMax: plan.limits.connectionsMax)
   }
 
   private static func describe(_ plan: ExportPlan) -> ExportDescription {
@@ -107,7 +110,7 @@ public struct ExportLoop: ~Copyable {
       contexts: MetaContext.ofEveryImage)
   }
 
-  /// Serves until a signal ends it.
+  /// Serves until it is ordered to stop.
   public mutating func run() -> Outcome {
     while true {
       let count = waitForEvents()
@@ -127,11 +130,11 @@ public struct ExportLoop: ~Copyable {
     }
     let index = Int(token & 0xffff_ffff)
     switch source {
-    case .listener: acceptAll(listeners[index])
+    case .arrival: takeArrivals()
     case .connection: connectionEvent(index, what)
     case .pool: image.takePoolCompletions()
     case .timer: secondPassed()
-    case .signal: return signalArrived()
+    case .signal: return stopOrdered()
     case .mailbox: hasMail = true
     }
     return nil
@@ -201,12 +204,8 @@ public struct ExportLoop: ~Copyable {
   private mutating func secondPassed() {
     timer.take()
     counters.otherCallCount += 1
-    for index in 0..<connections.capacity {
-      guard connections.isOccupied(index) else { continue }
-      if case .handshake = connections[index].phase {
-        connections[index].handshakeSecondsLeft -= 1
-        if connections[index].handshakeSecondsLeft <= 0 { breakConnection(index) }
-      }
+    for index in 0..<connections.capacity where connections.isOccupied(index) {
+      if connections[index].hasOutstayed(plan.patience) { breakConnection(index) }
     }
     // Tables that nobody flushed are written after a while, so that a crash of this process
     // loses little even to a client that never flushes.

@@ -27,6 +27,19 @@ public struct LayerPlan {
   }
 }
 
+/// How long a client may do nothing before its connection ends. nil: for ever, as a guest may.
+public struct ClientPatience: Sendable, Hashable {
+  /// Seconds without a request, with none in flight.
+  public var idleSecondsMax: Int?
+  /// Seconds in which it takes nothing of the replies that wait for it.
+  public var unreadSecondsMax: Int?
+
+  public init(idleSecondsMax: Int? = nil, unreadSecondsMax: Int? = nil) {
+    self.idleSecondsMax = idleSecondsMax
+    self.unreadSecondsMax = unreadSecondsMax
+  }
+}
+
 /// Everything that the data plane needs to know about one export. There are no defaults here:
 /// Control decides.
 public struct ExportPlan {
@@ -51,10 +64,8 @@ public struct ExportPlan {
   public var metadataCacheByteCount: Int
   /// How long the loop may look for the next event before it sleeps; 0 sleeps at once.
   public var spinNanosecondsMax: UInt64
-  /// Clients are let in without any negotiation.
-  public var speaksOldstyle = false
-  /// nil: TLS is off.
-  public var tls: TLSPlan?
+  /// How long a client may do nothing.
+  public var patience = ClientPatience()
 
   public init(
     name: String, description: String, isReadOnly: Bool, layers: [LayerPlan], engine: Engine,

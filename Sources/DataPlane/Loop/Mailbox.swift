@@ -11,12 +11,15 @@ import Synchronization
 /// to append to an array.
 public final class Mailbox<Message: Sendable>: Sendable {
   /// Messages that may wait.
-  public static var messagesMax: Int { 64 }
+  public let messagesMax: Int
 
   private let messages = Mutex<[Message]>([])
   private let arrival: EventCounter
 
-  public init() throws(SystemError) { arrival = try EventCounter(.polled) }
+  public init(messagesMax: Int = 64) throws(SystemError) {
+    self.messagesMax = messagesMax
+    arrival = try EventCounter(.polled)
+  }
 
   /// Becomes readable when messages wait, and stays so until they are taken.
   public var eventDescriptor: Int32 { arrival.descriptor }
@@ -24,7 +27,7 @@ public final class Mailbox<Message: Sendable>: Sendable {
   /// Leaves a message; false when `messagesMax` wait already.
   public func post(_ message: Message) -> Bool {
     let isPosted = messages.withLock { messages in
-      guard messages.count < Self.messagesMax else { return false }
+      guard messages.count < messagesMax else { return false }
       messages.append(message)
       return true
     }

@@ -12,11 +12,25 @@ extension ServerHandshake {
     return name.isEmpty ? 0 : nil
   }
 
-  func requireExport(named name: ArraySlice<UInt8>) throws(OptionError) -> Int {
-    guard let index = exportIndex(named: name) else {
-      throw OptionError(.errUnknown, "export \"\(ExportName.shown(name))\" is not known")
+  /// The export with this name that the client may use.
+  ///
+  /// - Parameter tellsOfTLS: the option is one whose answer may be TLS_REQD. Then a name that does
+  ///   not exist is answered like one that needs TLS, so that nobody finds out names without it.
+  /// - Spec: proto.md, "SELECTIVETLS": TLS_REQD for INFO and GO, and for nothing else.
+  func requireExport(
+    named name: ArraySlice<UInt8>, tellsOfTLS: Bool = false
+  ) throws(OptionError) -> Int {
+    let index = exportIndex(named: name)
+    switch index.map({ access[$0] }) {
+    case .open: return index ?? 0
+    case .refused(let reason): throw OptionError(.errPolicy, "not allowed: \(reason)")
+    case .needsTLS, nil:
+      let shown = ExportName.shown(name)
+      guard tellsOfTLS, access.contains(.needsTLS) else {
+        throw OptionError(.errUnknown, "export \"\(shown)\" is not known")
+      }
+      throw OptionError(.errTLSReqd, "without TLS there is no export \"\(shown)\"")
     }
-    return index
   }
 
   /// Enters the export or closes: this option has no error reply.
@@ -26,6 +40,11 @@ extension ServerHandshake {
     guard ExportName.isWellFormed(name) else { return hangUp(.malformedExportName) }
     guard let index = exportIndex(named: name[...]) else {
       return hangUp(.unknownExport(shownName: ExportName.shown(name)))
+    }
+    switch access[index] {
+    case .open: break
+    case .needsTLS: return hangUp(.exportNeedsTLS)
+    case .refused(let reason): return hangUp(.clientRefused(reason: reason))
     }
     output.append(contentsOf: exports[index].sizeAndFlags(flags(of: index)))
     if !sendsNoZeroes { output.append(contentsOf: repeatElement(0, count: 124)) }
@@ -38,7 +57,7 @@ extension ServerHandshake {
   ) {
     do throws(OptionError) {
       let request = try InfoRequest(decoding: payload)
-      let index = try requireExport(named: request.name)
+      let index = try requireExport(named: request.name, tellsOfTLS: true)
       let infos = exports[index].infoPayloads(for: request, flags: flags(of: index))
       for info in infos { reply(.info, to: header, payload: info) }
       reply(.ack, to: header)
@@ -67,8 +86,8 @@ extension ServerHandshake {
   /// Ends the handshake.
   mutating func enter(_ index: Int, blockSizesAgreed: Bool) {
     precondition(
-      refusal == nil && (isSecure || tlsPolicy != .required),
-      "a client passed the barrier of TLS")
+      refusal == nil && access[index] == .open && (isSecure || tlsPolicy != .required),
+      "a client passed the barrier of an export")
     outcome = .ready(
       Negotiated(
         exportIndex: index, structuredReplies: framing.hasChunks,

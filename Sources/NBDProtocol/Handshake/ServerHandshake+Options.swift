@@ -54,13 +54,15 @@ extension ServerHandshake {
     }
   }
 
+  /// Shows what the client may use: the rest is nothing to it.
+  ///
   /// - Spec: proto.md, "NBD_OPT_LIST": one SERVER reply for each export, then ACK.
   private mutating func answerList(_ header: OptionHeader) {
     guard header.payloadByteCount == 0 else { return replyDataRefused(to: header) }
     guard listIsAllowed else {
       return reply(OptionError(.errPolicy, "listing exports is not allowed"), to: header)
     }
-    for export in exports {
+    for (index, export) in exports.enumerated() where access[index] == .open {
       var payload: [UInt8] = []
       payload.appendBigEndian(UInt32(export.name.utf8.count))
       payload.append(contentsOf: export.name.utf8)

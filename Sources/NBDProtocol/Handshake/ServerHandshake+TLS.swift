@@ -7,7 +7,7 @@
 public enum TLSPolicy: String, Sendable, CaseIterable {
   /// NOTLS: STARTTLS is refused.
   case off
-  /// SELECTIVETLS, with no export that insists on TLS: a client may use it.
+  /// SELECTIVETLS: a client may use it, and needs it for the exports that insist on it.
   case offered
   /// FORCEDTLS: without it only STARTTLS and ABORT are answered well.
   case required
@@ -16,13 +16,17 @@ public enum TLSPolicy: String, Sendable, CaseIterable {
 extension ServerHandshake {
   /// Goes on with the options, now under TLS, as if none had been sent before.
   ///
-  /// - Parameter refusal: why this client may not use the exports, as the end of a sentence; it is
-  ///   told so for each option.
+  /// - Parameters:
+  ///   - access: for each export, what this client may do now that it is known; nil: all are open.
+  ///   - refusal: why this client may not use any export, as the end of a sentence; it is told so
+  ///     for each option.
   /// - Spec: proto.md, "NBD_OPT_STARTTLS": the server MUST NOT keep what was negotiated before.
-  public mutating func continueOverTLS(refusal: String? = nil) {
+  public mutating func continueOverTLS(access: [ExportAccess]? = nil, refusal: String? = nil) {
     precondition(outcome == .startsTLS, "TLS came up without STARTTLS")
+    precondition(access == nil || access?.count == exports.count, "an export has no access rule")
     precondition(gathered.isEmpty && stage == .optionHeader, "a message was begun before TLS")
     forgetOptions()
+    self.access = access ?? Array(repeating: .open, count: exports.count)
     self.refusal = refusal
     isSecure = true
     outcome = .negotiating

@@ -60,17 +60,26 @@ public struct ServerHandshake: Sendable {
   var selection: (exportIndex: Int, contexts: MetaContextSet)?
   /// What comes and goes is protected by TLS.
   var isSecure = false
-  /// Why a client that speaks TLS may not use any export; nil for those that may.
+  /// Why this client may not use any export; nil for those that may.
   var refusal: String?
+  /// What this client may use, in the order of the exports.
+  var access: [ExportAccess]
 
   /// Starts a handshake that offers `exports`, of which there is at least one.
   ///
   /// The first one also answers to the empty name.
+  ///
+  /// - Parameters:
+  ///   - access: for each export, what this client may do without TLS; nil: all are open.
+  ///   - refusal: why this client may use none of them, as the end of a sentence.
   public init(
     exports: [ExportDescription], limits: RequestLimits, listIsAllowed: Bool = true,
-    tls: TLSPolicy = .off
+    tls: TLSPolicy = .off, access: [ExportAccess]? = nil, refusal: String? = nil
   ) {
     precondition(!exports.isEmpty, "a handshake without exports")
+    precondition(access == nil || access?.count == exports.count, "an export has no access rule")
+    self.access = access ?? Array(repeating: .open, count: exports.count)
+    self.refusal = refusal
     self.exports = exports
     self.limits = limits
     self.listIsAllowed = listIsAllowed

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Clients that come and go. Spec: proto.md, "Newstyle negotiation", "Terminating the
+// Clients that come from the reception, and those that go. Spec: proto.md, "Terminating the
 // transmission phase".
 
 import BlockTypes
@@ -8,78 +8,45 @@ import LinuxIO
 import NBDProtocol
 
 extension ExportLoop {
-  mutating func acceptAll(_ listener: Int32) {
-    while !stop.isStopping {
-      guard connections.count < connections.capacity else {
-        setListening(false)
-        return
-      }
-      counters.otherCallCount += 1
-      do throws(SystemError) {
-        guard let socket = try StreamSocket.accept(from: listener) else { return }
-        open(socket)
-      } catch {
-        // Out of descriptors, say: those who wait stay in the backlog until somebody leaves.
-        setListening(false)
-        return
-      }
-    }
+  mutating func takeArrivals() {
+    counters.otherCallCount += 1
+    for arrival in arrivals.takeAll() { adopt(arrival) }
   }
 
-  private mutating func setListening(_ listens: Bool) {
-    guard listens != isListening else { return }
-    isListening = listens
-    counters.otherCallCount += UInt64(listeners.count)
-    for (index, listener) in listeners.enumerated() {
-      events.change(listener, listens ? .readable : [], token: Source.listener.token(index))
-    }
-  }
-
-  private mutating func open(_ socket: consuming StreamSocket) {
-    guard let buffer = image.buffers.acquire(byteCount: BufferPool.smallestByteCount) else {
-      return
-    }
+  /// Takes over a client. One for whom there is no memory is closed.
+  private mutating func adopt(_ arrival: Arrival) {
+    let socket = arrival.takeSocket()
+    let descriptor = socket.descriptor
+    counters.connectionTotal += 1
+    counters.otherCallCount += 1
+    guard let buffer = image.buffers.acquire(byteCount: Connection.receiveByteCount) else { return }
     guard let replies = ReplyQueue(&image.buffers) else {
       image.buffers.release(buffer)
       return
     }
-    var handshake = ServerHandshake(
-      exports: [description], limits: plan.limits, tls: plan.tls?.policy ?? .off)
-    let greeting = plan.speaksOldstyle ? handshake.startOldstyle() : handshake.start()
-    let descriptor = socket.descriptor
-    counters.connectionTotal += 1
-    // What a client is known by, and its socket options: some calls once in its life.
-    counters.otherCallCount += 4
+    let rules = TransmissionRules(
+      traits: notice.current.traits, negotiated: arrival.negotiated)
     let connection = Connection(
-      number: counters.connectionTotal, socket: socket, handshake: handshake, replies: replies,
-      buffer: buffer, handshakeSecondsMax: plan.limits.handshakeSecondsMax)
+      arrival, socket: socket, rules: rules, replies: replies, buffer: buffer)
     guard let place = connections.insert(connection) else {
-      preconditionFailure("a connection was accepted though the table is full")
+      preconditionFailure("a client arrived though the table is full")
+    }
+    if let session = arrival.takeSession() {
+      guard let securePlace = secure.add(session, &image.buffers) else {
+        connections[place].isWatched = false
+        return breakConnection(place)
+      }
+      connections[place].securePlace = Int32(securePlace)
     }
     do throws(SystemError) {
       try events.add(descriptor, .readable, token: Source.connection.token(place))
     } catch {
       connections[place].isWatched = false
-      breakConnection(place)
-      return
+      return breakConnection(place)
     }
-    appendBytes(place, greeting)
-    wantTransmit(place)
-    // The client has nothing to say before its first request, which has another buffer.
-    if plan.speaksOldstyle { parse(place) }
-  }
-
-  /// Queues bytes of the handshake.
-  mutating func appendBytes(_ index: Int, _ bytes: [UInt8]) {
-    var start = 0
-    while start < bytes.count {
-      let count = min(bytes.count - start, ReplyQueue.headerByteCountMax)
-      connections[index].replies.append(&image.buffers) { span in
-        for offset in 0..<count { span.storeBigEndian(bytes[start + offset], at: offset) }
-        return count
-      }
-      start += count
-    }
+    // What came behind the handshake the socket does not tell of.
+    parse(place)
+    if connections.isOccupied(place) { receive(place) }
   }
 
   // MARK: The end
@@ -130,7 +97,6 @@ extension ExportLoop {
     connections[index].replies.close(&image.buffers)
     endTLS(index)
     connections.remove(index)
-    if !stop.isStopping { setListening(true) }
   }
 
   /// Ends a request: its buffers go back, its client has room for another.

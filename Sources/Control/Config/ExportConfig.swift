@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the user said about one export, before anything is opened or checked against the world.
+// This file performs no I/O and holds no defaults: the command line has them.
+
+import BlockTypes
+import DataPlane
+
+/// One export, in the user's words.
+public struct ExportConfig: Sendable {
+  public var imagePath: String
+  /// nil: the image's magic may say qcow2, and nothing else is guessed.
+  public var format: ImageFormat?
+  public var isReadOnly: Bool
+  public var engine: ExportPlan.Engine
+
+  /// nil: the last component of `imagePath`.
+  public var name: String?
+  public var description: String
+  public var minimumBlockByteCount: UInt64
+  public var metadataCacheByteCount: UInt64
+  /// How long the server looks for the next request before it sleeps.
+  public var pollMicroseconds: Int
+  /// Clients of this export at once; nil: as many as the server takes.
+  public var connectionsMax: Int?
+  public var patience: ClientPatience
+  public var access: AccessConfig
+
+  public init(
+    imagePath: String, format: ImageFormat?, isReadOnly: Bool, engine: ExportPlan.Engine,
+    name: String?, description: String, minimumBlockByteCount: UInt64,
+    metadataCacheByteCount: UInt64, pollMicroseconds: Int, connectionsMax: Int?,
+    patience: ClientPatience, access: AccessConfig
+  ) {
+    self.imagePath = imagePath
+    self.format = format
+    self.isReadOnly = isReadOnly
+    self.engine = engine
+    self.name = name
+    self.description = description
+    self.minimumBlockByteCount = minimumBlockByteCount
+    self.metadataCacheByteCount = metadataCacheByteCount
+    self.pollMicroseconds = pollMicroseconds
+    self.connectionsMax = connectionsMax
+    self.patience = patience
+    self.access = access
+  }
+
+  /// The name that clients see: the file's own, unless the user gave one.
+  public var shownName: String {
+    name ?? imagePath.split(separator: "/").last.map(String.init) ?? ""
+  }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How many clients are here, in all, in each export and of each peer. This file performs no I/O
+// but the signal that somebody left.
+
+import LinuxIO
+import Synchronization
+
+/// Counts clients against their limits. Any thread takes seats and gives them up.
+public final class Attendance: Sendable {
+  /// Those who count as one peer: the processes of a user, the ports of an address.
+  enum Peer: Hashable {
+    case user(UInt32)
+    case address([UInt8])
+    case machine(UInt32)
+    case unknown
+  }
+
+  private struct Counts {
+    var total = 0
+    var byExport: [Int]
+    var byPeer: [Peer: Int] = [:]
+    /// The reception waits for a seat.
+    var isAwaited = false
+  }
+
+  private let counts: Mutex<Counts>
+  private let departure: EventCounter
+
+  public init(exportCount: Int) throws(SystemError) {
+    departure = try EventCounter(.polled)
+    counts = Mutex(Counts(byExport: Array(repeating: 0, count: exportCount)))
+  }
+
+  /// Becomes readable when somebody left for whom `hasRoom` was answered with no.
+  var eventDescriptor: Int32 { departure.descriptor }
+
+  func takeEvent() { departure.take() }
+
+  /// Whether fewer than `max` clients are here; if not, the next departure is told.
+  func hasRoom(max: Int) -> Bool {
+    counts.withLock { counts in
+      counts.isAwaited = counts.total >= max
+      return !counts.isAwaited
+    }
+  }
+
+  var total: Int { counts.withLock { $0.total } }
+
+  func count(of peer: PeerIdentity) -> Int {
+    counts.withLock { $0.byPeer[Peer(peer)] ?? 0 }
+  }
+
+  func count(inExport index: Int) -> Int { counts.withLock { $0.byExport[index] } }
+
+  fileprivate func come(_ peer: Peer) {
+    counts.withLock { counts in
+      counts.total += 1
+      counts.byPeer[peer, default: 0] += 1
+    }
+  }
+
+  fileprivate func enter(export index: Int) {
+    counts.withLock { $0.byExport[index] += 1 }
+  }
+
+  fileprivate func leave(_ peer: Peer, export index: Int?) {
+    let isAwaited = counts.withLock { counts in
+      counts.total -= 1
+      if let index { counts.byExport[index] -= 1 }
+      if let count = counts.byPeer[peer] { counts.byPeer[peer] = count > 1 ? count - 1 : nil }
+      defer { counts.isAwaited = false }
+      return counts.isAwaited
+    }
+    if isAwaited { departure.signal() }
+  }
+}
+
+extension Attendance.Peer {
+  init(_ identity: PeerIdentity) {
+    switch identity {
+    case .unix(let userID, _, _): self = .user(userID)
+    case .tcp(let address): self = .address(address.hostBytes)
+    case .vsock(let contextID, _): self = .machine(contextID)
+    case .unknown: self = .unknown
+    }
+  }
+}
+
+/// A client's place in the count, given up with its last owner.
+struct Seat: ~Copyable, Sendable {
+  private let attendance: Attendance
+  private let peer: Attendance.Peer
+  private(set) var exportIndex: Int?
+
+  init(_ attendance: Attendance, _ peer: PeerIdentity) {
+    self.attendance = attendance
+    self.peer = Attendance.Peer(peer)
+    attendance.come(self.peer)
+  }
+
+  deinit { attendance.leave(peer, export: exportIndex) }
+
+  mutating func enter(export index: Int) {
+    precondition(exportIndex == nil, "a client entered a second export")
+    exportIndex = index
+    attendance.enter(export: index)
+  }
+}
