@@ -32,7 +32,7 @@ private struct OptionTable {
 
 /// The states that a client can bring about in plain text.
 private let states = HandshakeState.all(export: ServedDisk.exportName).filter {
-  !$0.isStopping && !$0.isSecure
+  !$0.isStopping && !$0.isSecure && $0.access == .open
 }
 
 private func serve(_ state: HandshakeState) throws -> ServedDisk {

@@ -27,7 +27,8 @@ private struct ServerTalk {
     refusal = setting & 3 == 3 ? "not you" : nil
     machine = ServerHandshake(
       exports: setting & 4 == 0 ? Array(exports[..<1]) : exports, limits: RequestLimits(),
-      listIsAllowed: setting & 8 == 0, tls: tls)
+      listIsAllowed: setting & 8 == 0, tls: tls,
+      access: [.open, .needsTLS].dropLast(setting & 4 == 0 ? 1 : 0))
     machine.isStopping = setting & 16 != 0
     require(machine.start().count == 18, "the greeting has 18 bytes")
   }
@@ -106,6 +107,10 @@ private func check(_ talk: ServerTalk, _ setting: UInt8) {
     require(count <= 8200, "a reply of \(count) bytes")
     require(position + 20 + count <= talk.sent.count, "a reply is cut off")
     types.append(type)
+    if !isSecure, type < 1 << 31, type != 1 {
+      let payload = talk.sent[position + 20..<position + 20 + count]
+      require(!payload.contains(Array("quiet".utf8)), "an export that needs TLS is shown")
+    }
     let mayOnlyAbort = (setting & 2 != 0 && !isSecure) || (isSecure && talk.refusal != nil)
     if mayOnlyAbort, type < 1 << 31 {
       require(type == 1 && (option == 2 || option == 5), "option \(option) passed the barrier")
@@ -124,6 +129,7 @@ private func check(_ talk: ServerTalk, _ setting: UInt8) {
     require(talk.refusal == nil || !isSecure, "an export is entered by a client that may not")
     require(setting & 16 == 0, "an export is entered while the server stops")
     require(exports.indices.contains(negotiated.exportIndex), "there is no such export")
+    require(negotiated.exportIndex == 0 || isSecure, "an export that needs TLS is entered without")
     require(
       negotiated.structuredReplies == !agreed.isDisjoint(with: [8, 11]), "chunks without agreement")
     require(negotiated.extendedHeaders == agreed.contains(11), "headers without agreement")

@@ -17,7 +17,8 @@ private func hex(_ bytes: [UInt8]) -> String {
 /// A setting, how it is cut, and what a client says up to the end of one option.
 private func serverInputs() -> [[UInt8]] {
   let detailed: Set = ["structured replies, contexts", "fixed"]
-  return HandshakeState.all(export: exportName).flatMap { state -> [[UInt8]] in
+  return HandshakeState.all(export: exportName).filter { $0.access == .open }.flatMap {
+    state -> [[UInt8]] in
     var setting: UInt8 =
       switch state.tls {
       case .off: 0

@@ -50,13 +50,13 @@ import Testing
     #expect(try fixture.serve().stop() == 0)
   }
 
-  @Test func `ends a server whose client never takes its replies within two seconds`() throws {
+  @Test func `ends a server whose client never takes its replies within four seconds`() throws {
     let fixture = try ServeFixture()
     let server = try fixture.serve()
     let client = try stalledClient(fixture)
     let start = Date()
     #expect(server.stop() == 0)
-    #expect(Date().timeIntervalSince(start) < 2)
+    #expect(Date().timeIntervalSince(start) < 4)
     _ = client
   }
 

@@ -7,6 +7,8 @@
 public struct HandshakeState: Sendable, CustomStringConvertible {
   /// What the server makes of TLS.
   public enum TLS: Sendable { case off, offered, required }
+  /// What the server makes of this client and this export.
+  public enum Access: Sendable { case open, needsTLS, refused }
 
   public let name: String
   /// What the client sends first.
@@ -20,10 +22,13 @@ public struct HandshakeState: Sendable, CustomStringConvertible {
   public let isRefused: Bool
   /// The server has been told to stop.
   public let isStopping: Bool
+  /// What stands between this client and the export.
+  public let access: Access
 
   private init(
     _ name: String, flags: UInt32 = 3, _ opening: [[UInt8]] = [], tls: TLS = .off,
-    isSecure: Bool = false, isRefused: Bool = false, isStopping: Bool = false
+    isSecure: Bool = false, isRefused: Bool = false, isStopping: Bool = false,
+    access: Access = .open
   ) {
     self.name = name
     self.flags = flags
@@ -32,6 +37,7 @@ public struct HandshakeState: Sendable, CustomStringConvertible {
     self.isSecure = isSecure
     self.isRefused = isRefused
     self.isStopping = isStopping
+    self.access = access
   }
 
   /// An option of a client in this state is answered with an error that is the same for all.
@@ -62,6 +68,10 @@ public struct HandshakeState: Sendable, CustomStringConvertible {
       HandshakeState(
         "TLS required, client refused", [startTLS], tls: .required, isSecure: true,
         isRefused: true),
+      HandshakeState("export needs TLS", tls: .offered, access: .needsTLS),
+      HandshakeState(
+        "export needs TLS, structured replies", [structured], tls: .offered, access: .needsTLS),
+      HandshakeState("export refused", access: .refused),
       HandshakeState("stopping", isStopping: true),
     ]
   }
