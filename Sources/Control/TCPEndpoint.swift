@@ -9,6 +9,11 @@ public struct TCPEndpoint: Hashable, Sendable {
   /// 0 lets the kernel choose.
   public let port: UInt16
 
+  public init(host: String?, port: UInt16) {
+    self.host = host
+    self.port = port
+  }
+
   /// Reads `HOST:PORT`, `[IPV6]:PORT`, and `*:PORT` or `:PORT` for every address.
   ///
   /// - Returns: nil for anything else.

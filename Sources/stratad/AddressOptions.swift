@@ -41,6 +41,11 @@ struct AddressOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Listen where this NBD URI leads. May be repeated.", valueName: "uri"))
+  var listen: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
       "Take clients from an inherited listening socket. May be repeated.", valueName: "number"))
   var fd: [Int32] = []
 
@@ -61,6 +66,7 @@ struct AddressOptions: ParsableArguments {
     config.allowsTCPWithoutTLS = tcpWithoutTLS
     config.vsockPorts = vsock
     config.descriptors = fd
+    for text in listen { try config.add(uri: text) }
     return config
   }
 }

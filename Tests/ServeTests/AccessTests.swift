@@ -122,6 +122,21 @@ struct `An export for some users` {
   }
 }
 
+@Suite struct `Clients that never negotiate` {
+  // CVE-2024-7409
+  @Test func `keep nobody out, however many they are`() throws {
+    let fixture = try ServeFixture()
+    let server = try fixture.serve("--max-connections", "2", "--handshake-timeout", "3600")
+    var silent: [WireSocket] = []
+    for _ in 0..<1_200 { silent.append(try WireSocket(connectingTo: fixture.socket)) }
+    let client = try WireClient.entered(path: fixture.socket)
+    #expect(try client.read(0, 512).error == 0)
+    #expect(try WireClient.entered(path: fixture.socket).read(0, 512).error == 0)
+    _ = silent
+    #expect(server.stop() == 0)
+  }
+}
+
 @Suite struct `A client that does nothing` {
   @Test func `is ended when it sent nothing for the time that it has`() throws {
     let fixture = try ServeFixture()

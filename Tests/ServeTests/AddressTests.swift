@@ -17,8 +17,9 @@ private func serve(
     paths, words = sys.argv[1].split('|'), sys.argv[2:]
     for number, path in enumerate(paths):
         s = socket.socket(socket.AF_UNIX)
-        s.bind(path)
+        s.bind(path + '~')
         s.listen()
+        os.rename(path + '~', path)
         os.dup2(s.fileno(), 100 + number)
     for number in range(len(paths)):
         os.dup2(100 + number, 3 + number, inheritable=True)
@@ -63,6 +64,29 @@ private func serve(
       fixture.image, "--format", "raw", "--socket", "@strata-\(getpid())",
     ])
     #expect(message.contains("every user of this machine could connect to it"))
+  }
+}
+
+@Suite struct `An address that is a URI` {
+  @Test func `is listened on`() throws {
+    let fixture = try ServeFixture()
+    let server = try ServedProcess(
+      stratad: [
+        fixture.image, "--format", "raw", "--listen", "nbd+unix:///?socket=\(fixture.socket)",
+      ]
+    ).waitUntilReady()
+    #expect(try WireClient.entered(path: fixture.socket).size == 1 << 20)
+    #expect(server.stop() == 0)
+  }
+
+  @Test(arguments: [
+    "http://a", "nbds://127.0.0.1", "nbd+unix:///name?socket=/run/x", "nbd+unix:///",
+  ])
+  func `is refused when it says more than where`(uri: String) throws {
+    let fixture = try ServeFixture()
+    let message = try ServeFixture.refusal(
+      [fixture.image, "--format", "raw", "--listen", uri], code: 2)
+    #expect(message.contains("--listen: "), "\(message)")
   }
 }
 

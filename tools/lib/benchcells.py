@@ -69,6 +69,9 @@ WORKLOADS = {w.name: w for w in [
     Workload("cold-4k-qd16", "fio", "randread", "4k", 16, 1, "--blockalign=128m"),
     Workload("copy-out", "nbdcopy", "read", "256k", 64, 1),
     Workload("copy-in", "nbdcopy", "write", "256k", 64, 1),
+    # the shapes of headers, by a client that is faster than fio's (lib/readpump.c)
+    *(Workload(f"pump-{shape}-qd{depth}", "pump", shape, "4k", depth, 1)
+      for shape in ("simple", "structured", "extended") for depth in (16, 64)),
     Workload("startup", "startup", "read", "4k", 1, 1),
     Workload("create", "create", "", "", 0, 0),
     *(Workload(f"idle-{count}", "idle", "", "", 0, count) for count in (1, 10, 100, 1000)),
@@ -81,6 +84,7 @@ COPIES = {"raw-copy": ["trim-64k-qd16"], "full-copy": ["trim-64k-qd16"],
 COSTS = {"startup": ["raw", "base", "chain64", "chain1000"], "create": ["base", "chain64", "chain500"],
          "idle-1": ["base"], "idle-10": ["base"], "idle-100": ["base"], "idle-1000": ["base"]}
 WAKES = ["wake", "wake-spin"]
+SECRET = ["randread-4k-qd1", "randread-4k-qd16", "randwrite-4k-qd16", "seqread-1m-qd8", "seqwrite-1m-qd8"]
 
 QUICK = ["wake/none/tmpfs", "randread-4k-qd1/raw/tmpfs", "randread-4k-qd16/raw/tmpfs",
          "randread-4k-qd16-paced/raw/tmpfs", "randwrite-4k-qd16/raw/tmpfs",
@@ -109,6 +113,10 @@ ISSUE3 = [f"{name}/{image}" for image, names in (
 
 def is_in(workload, image, place):
     """Is there a cell of `workload`, a load, on `image` at `place`?"""
+    if image == "tls":
+        return workload.name in SECRET and place == "tmpfs"
+    if workload.client == "pump":
+        return image == "raw" and place == "tmpfs"
     if image in COPIES:
         return workload.name in COPIES[image]
     if workload.name.startswith(("trim", "cold")):
@@ -127,11 +135,11 @@ def is_in(workload, image, place):
 
 
 def all_cells():
-    loads = [w for w in WORKLOADS.values() if w.client in ("fio", "nbdcopy")]
+    loads = [w for w in WORKLOADS.values() if w.client in ("fio", "nbdcopy", "pump")]
     cells = [Cell(WORKLOADS[name], "none", "tmpfs", cores) for name in WAKES for cores in ("apart", "shared")
              if (name, cores) != ("wake-spin", "shared")]  # one that never sleeps would starve its client
     cells += [Cell(w, image, place) for place in ("tmpfs", "disk")
-              for image in ("raw", "full", "base", "new", *COPIES, *CHAINS)
+              for image in ("raw", "tls", "full", "base", "new", *COPIES, *CHAINS)
               for w in loads if is_in(w, image, place)]
     cells += [Cell(WORKLOADS[name], image, "tmpfs", "unpinned")
               for name in ("randread-4k-qd16", "randwrite-4k-qd16") for image in ("raw", "full")]

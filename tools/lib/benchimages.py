@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image files that tools/bench measures: raw data, overlays on it, long chains, a sparse 1 TiB.
 
-Kinds: raw; full (a qcow2 overlay with all of its clusters allocated); base (an empty overlay, all data in
+Kinds: raw; tls (the same file, behind TLS with certificates); full (a qcow2 overlay with all of its clusters allocated); base (an empty overlay, all data in
 its base); new (the same, fresh for each measurement); raw-copy and full-copy (copied for each measurement,
 which wears them out); chainN (N empty overlays above the data); sparse (1 TiB, 4 KiB at each 128 MiB, so
 that the L2 tables are 2048 clusters). Standard library and QEMU's tools only.
@@ -15,7 +15,7 @@ import nbdload
 MIB = 1 << 20
 SPARSE_STEP, SPARSE_SIZE = 128 * MIB, 1 << 40
 CHAINS = ["chain1", "chain8", "chain64", "chain500", "chain1000"]
-KINDS = ["raw", "full", "base", "new", "raw-copy", "full-copy", "sparse", *CHAINS]
+KINDS = ["raw", "tls", "full", "base", "new", "raw-copy", "full-copy", "sparse", *CHAINS]
 RENEWED = ("base", "new")
 COPIED = ("raw-copy", "full-copy")
 
@@ -25,11 +25,14 @@ class Image:
 
     def __init__(self, folder, kind):
         self.folder, self.kind, self.export = folder, kind, False
-        self.format = "raw" if kind.startswith("raw") else "qcow2"
+        self.format = "raw" if kind.startswith("raw") or kind == "tls" else "qcow2"
         self.path = os.path.join(folder, f"{kind}.{self.format}")
         if kind in CHAINS:
             self.path = os.path.join(folder, layer_name(int(kind[5:])))
         self.raw = os.path.join(folder, "raw.raw")
+        self.is_secret = kind == "tls"
+        if self.is_secret:
+            self.path = self.raw
         self.socket = os.path.join(folder, "nbd.sock")
         self.pid_file = os.path.join(folder, "nbd.pid")
 
@@ -74,7 +77,7 @@ class Image:
 
 
 def command(*words):
-    subprocess.run(words, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    subprocess.run(words, check=True, timeout=600, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def make_images(folder, size, kinds):
@@ -86,7 +89,9 @@ def make_images(folder, size, kinds):
     with open(raw, "wb") as file:
         for number in range(size // MIB):
             file.write(noise[number % MIB:] + noise[:number % MIB])
-    if set(kinds) - {"raw", "raw-copy", "sparse"}:
+    if "tls" in kinds:
+        make_certificates(folder)
+    if set(kinds) - {"raw", "tls", "raw-copy", "sparse"}:
         data, full = os.path.join(folder, "data.qcow2"), os.path.join(folder, "full.qcow2")
         command("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, data)
         if set(kinds) & {"full", "full-copy"}:
@@ -97,6 +102,28 @@ def make_images(folder, size, kinds):
     if "sparse" in kinds:
         make_sparse(folder)
     command("sync", "-f", folder)                        # no write-back under the first measurements
+
+
+def make_certificates(folder):
+    """An authority and a server's certificate in `pki`, and the authority's where libnbd looks for it when
+    HOME is `folder`: fio's URIs may not name files."""
+    pki = os.path.join(folder, "pki")
+    client = os.path.join(folder, ".pki", "libnbd")
+    os.makedirs(pki)
+    os.makedirs(client)
+    for name, template in (("ca", "cn=bench\nca\ncert_signing_key\n"),
+                           ("server", "cn=localhost\ndns_name=localhost\ntls_www_server\n")):
+        key, info = os.path.join(pki, f"{name}-key.pem"), os.path.join(pki, f"{name}.tmpl")
+        with open(info, "w") as file:
+            file.write(template)
+        # the keys that qemu's and nbdkit's manuals make have 3072 bits, too
+        command("certtool", "--generate-privkey", "--outfile", key)
+        signer = ["--generate-self-signed"] if name == "ca" else [
+            "--generate-certificate", "--load-ca-certificate", os.path.join(pki, "ca-cert.pem"),
+            "--load-ca-privkey", os.path.join(pki, "ca-key.pem")]
+        command("certtool", *signer, "--load-privkey", key, "--template", info,
+                "--outfile", os.path.join(pki, f"{name}-cert.pem"))
+    command("cp", os.path.join(pki, "ca-cert.pem"), client)
 
 
 def layer_name(number):

@@ -29,6 +29,7 @@ from benchservers import CREATORS, daemon_pid
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
+PUMP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "readpump.c")
 
 
 def cpu_seconds(pid):
@@ -56,6 +57,8 @@ def pinned(words, core):
 
 
 def uri_of(image):
+    if image.is_secret:
+        return f"nbds+unix:///?socket={image.socket}&tls-verify-peer=0"
     return f"nbd+unix:///{'disk' if image.export else ''}?socket={image.socket}"
 
 
@@ -116,7 +119,7 @@ def fio_figures(jobs):
 
 def run_fio(cell, image, args, is_floor=False):
     done = subprocess.run(pinned(fio_words(cell, image, args, is_floor), cores(cell, args)[1]),
-                          capture_output=True, text=True, timeout=args.seconds * 4 + args.ramp + 60)
+                          env={**os.environ, "HOME": image.folder}, capture_output=True, text=True, timeout=args.seconds * 4 + args.ramp + 60)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise RuntimeError("fio: " + " ".join(lines[:3]))
@@ -137,6 +140,18 @@ def run_nbdcopy(cell, image, args):
     seconds = benchcosts.run_seconds(words, 300, subprocess.DEVNULL)
     count = args.size * MIB // 262144
     return {"requests": count, "iops": count / seconds, "bytes_per_second": args.size * MIB / seconds}
+
+
+def run_pump(cell, image, args):
+    """lib/readpump.c, which is compiled when needed."""
+    program = os.path.join(image.folder, "readpump")
+    if not os.path.exists(program):
+        benchwake.run(["cc", "-O2", "-o", program, PUMP], 60)
+    words = [program, image.socket, "disk" if image.export else "", cell.workload.rw,
+             str(cell.workload.depth), str(args.seconds)]
+    figures = json.loads(benchwake.run(pinned(words, cores(cell, args)[1]), args.seconds + 60))
+    rate = figures["requests"] / figures["seconds"]
+    return {"requests": figures["requests"], "iops": rate, "bytes_per_second": rate * 4096}
 
 
 def measure(cell, server, image, args):
@@ -173,7 +188,8 @@ def load(cell, server, image, args, log):
             pid = daemon_pid(process, image)
         nbdload.wait_for_socket(image.socket, None if is_daemon else process)
         before, started = cpu_seconds(pid), time.monotonic()
-        figures = (run_fio if cell.workload.client == "fio" else run_nbdcopy)(cell, image, args)
+        client = {"fio": run_fio, "nbdcopy": run_nbdcopy, "pump": run_pump}[cell.workload.client]
+        figures = client(cell, image, args)
         if is_daemon:
             time.sleep(0.1)                              # until it has waited for its children
         cpu = cpu_seconds(pid) - before

@@ -23,8 +23,9 @@ Server = collections.namedtuple("Server", "name images command")
 def strata_words(folder, *options):
     def words(image):
         cache = ["--metadata-cache", "1M"] if image.kind == "sparse" else []
+        secret = ["--tls-certificates", os.path.join(image.folder, "pki")] if image.is_secret else []
         return [os.path.join(folder, "stratad"), image.path, "--format", image.format,
-                "--socket", image.socket, "--aio", "native", *cache, *options]
+                "--socket", image.socket, "--aio", "native", *cache, *secret, *options]
     return words
 
 
@@ -34,9 +35,17 @@ def qemu_words(aio):
         if image.kind == "sparse":                       # the same budget for tables as strata has
             source = ["--image-opts", "driver=qcow2,l2-cache-size=1M,file.driver=file,"
                       f"file.filename={image.path}"]
-        return ["qemu-nbd", "-t", "-e", "16", "--cache=none", f"--aio={aio}", "--discard=unmap",
+        secret = [] if not image.is_secret else [
+            "--object", f"tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir={image.folder}/pki",
+            "--tls-creds", "tls0"]
+        return ["qemu-nbd", "-t", "-e", "16", *secret, "--cache=none", f"--aio={aio}", "--discard=unmap",
                 "-k", image.socket, *source]
     return words
+
+
+def nbdkit_words(image):
+    secret = ["--tls=require", f"--tls-certificates={image.folder}/pki"] if image.is_secret else []
+    return ["nbdkit", "-f", "-U", image.socket, *secret, "file", "file=" + image.path]
 
 
 def nbd_server_config(image):
@@ -60,7 +69,7 @@ def daemon_pid(process, image):
     raise RuntimeError("nbd-server wrote no pid file")
 
 
-def strata_server(name, folder, *options, images=f"raw raw-copy {OVERLAYS} {' '.join(CHAINS)}"):
+def strata_server(name, folder, *options, images=f"raw tls raw-copy {OVERLAYS} {' '.join(CHAINS)}"):
     return Server(name, images, strata_words(folder, *options))
 
 
@@ -68,9 +77,9 @@ SERVERS = [
     strata_server("strata", BIN),
     strata_server("strata-poll", BIN, "--poll", "50", images="raw full"),
     strata_server("strata-sleep", BIN, "--poll", "0", images="raw"),
-    Server("qemu-nbd", f"raw raw-copy {OVERLAYS} {' '.join(CHAINS[:-1])}", qemu_words("native")),
+    Server("qemu-nbd", f"raw tls raw-copy {OVERLAYS} {' '.join(CHAINS[:-1])}", qemu_words("native")),
     Server("qemu-nbd-io_uring", f"raw raw-copy {OVERLAYS}", qemu_words("io_uring")),
-    Server("nbdkit", "raw raw-copy", lambda i: ["nbdkit", "-f", "-U", i.socket, "file", "file=" + i.path]),
+    Server("nbdkit", "raw tls raw-copy", nbdkit_words),
     Server("nbdkit-cow", "base new", lambda i: [
         "nbdkit", "-f", "-U", i.socket, "--filter=cow", "file", "file=" + i.raw]),
     Server("nbd-server", "raw", lambda i: [
@@ -96,6 +105,12 @@ def serves(server, cell):
         return name in CREATORS and (name == "strata" or cell.image != "chain500")
     if cell.image not in server.images.split():
         return False
+    if workload.client == "pump":
+        if name in ("strata-poll", "strata-sleep", "floor"):
+            return False
+        # nbd-server knows simple replies only, and nobody but strata extended headers
+        return workload.rw == "simple" or name.startswith("strata") or (
+            workload.rw == "structured" and name != "nbd-server")
     if workload.client == "idle":
         return name.startswith("strata") if workload.jobs > 100 else name != "qemu-nbd-io_uring"
     if name in ("strata-poll", "strata-sleep"):

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How many clients are here, in all, in each export and of each peer. This file performs no I/O
-// but the signal that somebody left.
+// How many clients use exports, in all, each one and of each peer. Those that negotiate do not
+// count: their number says nothing. This file performs no I/O but the signal that somebody left.
 
 import LinuxIO
 import Synchronization
@@ -37,7 +37,7 @@ public final class Attendance: Sendable {
 
   func takeEvent() { departure.take() }
 
-  /// Whether fewer than `max` clients are here; if not, the next departure is told.
+  /// Whether fewer than `max` clients use exports; if not, the next departure is told.
   func hasRoom(max: Int) -> Bool {
     counts.withLock { counts in
       counts.isAwaited = counts.total >= max
@@ -53,21 +53,18 @@ public final class Attendance: Sendable {
 
   func count(inExport index: Int) -> Int { counts.withLock { $0.byExport[index] } }
 
-  fileprivate func come(_ peer: Peer) {
+  fileprivate func enter(_ peer: Peer, export index: Int) {
     counts.withLock { counts in
       counts.total += 1
+      counts.byExport[index] += 1
       counts.byPeer[peer, default: 0] += 1
     }
   }
 
-  fileprivate func enter(export index: Int) {
-    counts.withLock { $0.byExport[index] += 1 }
-  }
-
-  fileprivate func leave(_ peer: Peer, export index: Int?) {
+  fileprivate func leave(_ peer: Peer, export index: Int) {
     let isAwaited = counts.withLock { counts in
       counts.total -= 1
-      if let index { counts.byExport[index] -= 1 }
+      counts.byExport[index] -= 1
       if let count = counts.byPeer[peer] { counts.byPeer[peer] = count > 1 ? count - 1 : nil }
       defer { counts.isAwaited = false }
       return counts.isAwaited
@@ -87,23 +84,18 @@ extension Attendance.Peer {
   }
 }
 
-/// A client's place in the count, given up with its last owner.
+/// A client's place in an export, given up with its last owner.
 struct Seat: ~Copyable, Sendable {
   private let attendance: Attendance
   private let peer: Attendance.Peer
-  private(set) var exportIndex: Int?
+  private let exportIndex: Int
 
-  init(_ attendance: Attendance, _ peer: PeerIdentity) {
+  init(_ attendance: Attendance, _ peer: PeerIdentity, export exportIndex: Int) {
     self.attendance = attendance
     self.peer = Attendance.Peer(peer)
-    attendance.come(self.peer)
+    self.exportIndex = exportIndex
+    attendance.enter(self.peer, export: exportIndex)
   }
 
   deinit { attendance.leave(peer, export: exportIndex) }
-
-  mutating func enter(export index: Int) {
-    precondition(exportIndex == nil, "a client entered a second export")
-    exportIndex = index
-    attendance.enter(export: index)
-  }
 }

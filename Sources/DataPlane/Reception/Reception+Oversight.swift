@@ -18,7 +18,7 @@ extension Reception {
 
   private func status() -> ReceptionStatus {
     ReceptionStatus(
-      connectionCount: attendance.total, connectionsMax: plan.connectionsMax,
+      connectionCount: attendance.total + visitors.count, connectionsMax: plan.connectionsMax,
       connectionTotal: connectionTotal)
   }
 

@@ -16,10 +16,27 @@ extension Reception {
         guard let socket = try StreamSocket.accept(from: listener) else { return }
         open(socket)
       } catch {
-        // Out of descriptors, say: those who wait stay in the backlog until somebody leaves.
-        return setListening(false)
+        // Out of descriptors, say.
+        guard endOldest() else { return setListening(false) }
       }
     }
+  }
+
+  /// Makes room for somebody new by ending the one who has been negotiating for longest; false when
+  /// nobody is. Silent clients get in the way of nobody, however many they are: who has something
+  /// to say has said it before others have filled all places.
+  private mutating func endOldest() -> Bool {
+    var oldest: Int?
+    for place in 0..<visitors.capacity where visitors.isOccupied(place) {
+      guard let other = oldest else {
+        oldest = place
+        continue
+      }
+      if visitors[place].number < visitors[other].number { oldest = place }
+    }
+    guard let oldest else { return false }
+    end(oldest)
+    return true
   }
 
   mutating func setListening(_ listens: Bool) {
@@ -43,9 +60,10 @@ extension Reception {
     // Without negotiation no word can be said to one who is not let in.
     if plan.speaksOldstyle, refusal != nil || access[0] != .open { return }
     let greeting = plan.speaksOldstyle ? handshake.startOldstyle() : handshake.start()
+    if visitors.count == visitors.capacity { _ = endOldest() }
     let visitor = Visitor(
       number: connectionTotal, peer: peer, handshake: handshake, greeting: greeting,
-      refusal: refusal, socket: socket, seat: Seat(attendance, peer))
+      refusal: refusal, socket: socket)
     guard let place = visitors.insert(visitor) else {
       preconditionFailure("a client was accepted though the table is full")
     }
@@ -126,15 +144,29 @@ extension Reception {
   /// Leaves the client with the loop of its export.
   private mutating func enter(_ place: Int, _ negotiated: Negotiated) {
     // Others may have come in while it negotiated.
-    guard !isFull(negotiated.exportIndex) else { return end(place) }
+    let peer = visitors[place].peer
+    guard !isFull(negotiated.exportIndex), refusalAtTheDoor(peer) == nil else { return end(place) }
+    guard attendance.hasRoom(max: plan.connectionsMax) else {
+      visitors[place].waitsForSeat = true
+      return watch(place)
+    }
     unwatch(place)
     var visitor = visitors.take(place)
     var session: PackedStream?
     if visitor.isSecure { session = visitor.secure.take(0).packed(&buffers) }
-    visitor.seat.enter(export: negotiated.exportIndex)
-    let arrival = Arrival(visitor, negotiated, session: session)
+    let seat = Seat(attendance, peer, export: negotiated.exportIndex)
+    let arrival = Arrival(visitor, negotiated, seat: seat, session: session)
     let isPosted = entrances[negotiated.exportIndex].arrivals.post(arrival)
     precondition(isPosted, "an export has more arrivals than there are seats")
+  }
+
+  /// Lets those in who wait for a seat, as far as there are any.
+  mutating func seatThoseWhoWait() {
+    for place in 0..<visitors.capacity
+    where visitors.isOccupied(place) && visitors[place].waitsForSeat {
+      visitors[place].waitsForSeat = false
+      advance(place)
+    }
   }
 
   private func isFull(_ index: Int) -> Bool {

@@ -47,6 +47,8 @@ public struct Reception: ~Copyable {
   /// How often the clocks of visitors are looked at, and that of a stop.
   private static let lookMilliseconds: Int32 = 1_000
   private static let stopLookMilliseconds: Int32 = 100
+  /// Clients that negotiate at once; one more, and the oldest of them ends.
+  static let visitorsMax = 1_024
 
   let plan: ReceptionPlan
   var rules: ReceptionRules
@@ -93,7 +95,7 @@ public struct Reception: ~Copyable {
       throw SystemError(errno: ENOMEM, call: "mmap")
     }
     self.scratch = scratch
-    visitors = FixedPool(capacity: plan.connectionsMax)
+    visitors = FixedPool(capacity: Reception.visitorsMax)
     rules = plan.rules
     self.plan = plan
     self.reload = reload
@@ -133,6 +135,7 @@ public struct Reception: ~Copyable {
     case .visitor: if visitors.isOccupied(index) { advance(index) }
     case .departure:
       attendance.takeEvent()
+      seatThoseWhoWait()
       setListening(true)
     case .signal: signalArrived()
     case .mailbox: obeyMail()
@@ -147,7 +150,9 @@ public struct Reception: ~Copyable {
     let now = MonotonicClock.nanoseconds
     let nanosecondsMax = UInt64(plan.limits.handshakeSecondsMax) * 1_000_000_000
     for place in 0..<visitors.capacity where visitors.isOccupied(place) {
-      let isLate = now - visitors[place].startNanoseconds >= nanosecondsMax
+      let isLate =
+        !visitors[place].waitsForSeat
+        && now - visitors[place].startNanoseconds >= nanosecondsMax
       if isLate || isStopping && now >= stopDeadline { end(place) }
     }
     // One who could not be accepted, for want of a descriptor say, gets another chance.

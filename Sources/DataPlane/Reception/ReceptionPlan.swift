@@ -46,9 +46,9 @@ public struct Entrance: Sendable {
 /// Everything that the reception needs. There are no defaults here: Control decides.
 public struct ReceptionPlan {
   public var rules: ReceptionRules
-  /// Clients at once, of all exports together and those that negotiate; further ones wait.
+  /// Clients at once, of all exports together; further ones wait.
   public var connectionsMax: Int
-  /// Clients of one user or address at once; further ones are refused with the reason.
+  /// Clients of one user or address at once, in all exports; further ones are told the reason.
   public var connectionsPerPeerMax: Int
   /// `handshakeSecondsMax` and `handshakeOptionsMax` count here.
   public var limits: RequestLimits

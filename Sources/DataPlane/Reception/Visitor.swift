@@ -32,7 +32,6 @@ struct Visitor: ~Copyable {
   let refusal: String?
 
   var socket: StreamSocket
-  var seat: Seat
   /// Vacant while bytes come and go as they are.
   var secure = FixedPool<SecureStream>(capacity: 1)
   /// Bytes for the client that are not sent, or not encrypted, yet.
@@ -40,6 +39,8 @@ struct Visitor: ~Copyable {
   private var outputStart = 0
   /// What came behind the handshake.
   private(set) var leftover: [UInt8] = []
+  /// It has negotiated and waits until there is room for it.
+  var waitsForSeat = false
   /// What the event loop watches for.
   var interest: EventLoop.Interest = .readable
   var isWatched = true
@@ -51,14 +52,13 @@ struct Visitor: ~Copyable {
 
   init(
     number: UInt64, peer: PeerIdentity, handshake: ServerHandshake, greeting: [UInt8],
-    refusal: String?, socket: consuming StreamSocket, seat: consuming Seat
+    refusal: String?, socket: consuming StreamSocket
   ) {
     self.number = number
     self.peer = peer
     self.handshake = handshake
     self.refusal = refusal
     self.socket = socket
-    self.seat = seat
     output = greeting
   }
 
@@ -271,11 +271,12 @@ struct Visitor: ~Copyable {
 extension Arrival {
   /// A visitor whose handshake is over, on its way.
   convenience init(
-    _ visitor: consuming Visitor, _ negotiated: Negotiated, session: consuming PackedStream?
+    _ visitor: consuming Visitor, _ negotiated: Negotiated, seat: consuming Seat,
+    session: consuming PackedStream?
   ) {
     self.init(
       number: visitor.number, peer: visitor.peer, startNanoseconds: visitor.startNanoseconds,
       negotiated: negotiated, leftover: visitor.leftover, counters: visitor.counters,
-      socket: visitor.socket, seat: visitor.seat, session: session)
+      socket: visitor.socket, seat: seat, session: session)
   }
 }
