@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The golden tables of Tests/NBDProtocolTests against a running server: a slice of them, for what
-// lies between the machines and the socket. Spec: proto.md, "Handshake phase", "Transmission phase".
+// lies between the machines and the socket. Spec: proto.md, "Handshake phase", "Transmission
+// phase".
 
 import TestSupport
 import Testing

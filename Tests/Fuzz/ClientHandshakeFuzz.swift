@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The client's handshake under an invented server. Spec: proto.md, "Handshake phase"; CVE-2019-14842
-// for what is never said in plain text.
+// The client's handshake under an invented server. Spec: proto.md, "Handshake phase";
+// CVE-2019-14842 for what is never said in plain text.
 
 import BlockTypes
 import NBDProtocol

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What libFuzzer calls. `STRATA_FUZZ_TARGET` says which of the targets its inputs are for; one program
-// holds them all. Source: llvm.org/docs/LibFuzzer.html.
+// What libFuzzer calls. `STRATA_FUZZ_TARGET` says which of the targets its inputs are for; one
+// program holds them all. Source: llvm.org/docs/LibFuzzer.html.
 
 import Glibc
 

@@ -119,7 +119,10 @@ private func replyInputs() -> [[UInt8]] {
     let difference = try GoldenTable("../../Fuzz/Corpus/\(target).seeds").difference(
       from: inputs().map(hex),
       title:
-        "Inputs of \(target). Written by STRATA_WRITE_GOLDEN=1 swift test --filter NBDProtocolTests",
+        """
+        Inputs of \(target).
+        Written by STRATA_WRITE_GOLDEN=1 swift test --filter NBDProtocolTests
+        """,
       shownMax: 3)
     #expect(difference == [], "\(difference.joined(separator: "\n"))")
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Faults that other NBD servers have had, replayed against the daemon: what clients use up, and
-// signals. Each test is named after its fault. Source: the CVE records, and the commits that are named.
+// signals. Each test is named after its fault. Source: the CVE records, and the commits that are
+// named.
 
 import Foundation
 import TestSupport

@@ -9,8 +9,8 @@ import LinuxIO
 
 /// How far a stop has come.
 struct StopState {
-  /// Milliseconds that clients have to finish what they are sending, and to take their last replies:
-  /// with what comes behind, a stop takes less than two seconds.
+  /// Milliseconds that clients have to finish what they are sending, and to take their last
+  /// replies: with what comes behind, a stop takes less than two seconds.
   static let millisecondsMax: Int64 = 1_500
   /// Failed flushes after which the tables are given up.
   static let flushesMax = 3
