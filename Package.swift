@@ -93,8 +93,8 @@ let package = Package(
 
     // T: tests of the wire protocol.
     .testTarget(
-      name: "NBDProtocolTests", dependencies: ["BlockTypes", "NBDProtocol"],
-      swiftSettings: tests),
+      name: "NBDProtocolTests", dependencies: ["BlockTypes", "NBDProtocol", "TestSupport"],
+      exclude: ["Golden"], swiftSettings: tests),
 
     // T: the client, against scripted servers and against those that people use.
     .testTarget(

@@ -45,8 +45,11 @@ public enum Environment {
     }
   }
 
-  /// A client that goes away makes a write fail; it must not end the process.
-  public static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
+  /// A client that goes away makes a write fail; it must not end the process. Nor must signals that
+  /// mean nothing here, and whose default is to end it.
+  public static func ignoreStraySignals() {
+    for number in [SIGPIPE, SIGUSR1, SIGUSR2] { signal(number, SIG_IGN) }
+  }
 
   /// Allows as many descriptors as the hard limit does: a chain may have hundreds of layers.
   public static func raiseDescriptorLimit() {
