@@ -20,10 +20,10 @@ private let arrows: [String: Set<String>] = [
     "Synchronization",
   ],
   // The mailbox between tasks and a connection's thread is a mutex.
-  "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "Synchronization"],
+  "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Synchronization"],
   "ImageTools": ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
   // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
-  "NBDLint": ["LinuxIO", "ImageTools"],
+  "NBDLint": ["LinuxIO", "TLS", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
     "ImageTools", "Synchronization",
@@ -32,8 +32,8 @@ private let arrows: [String: Set<String>] = [
     "Control", "ImageTools", "DataPlane", "Bitmaps", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
   "strata": [
-    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "BlockTypes",
-    "Bitmaps", "Qcow2", "Synchronization", "ArgumentParser",
+    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "TLS",
+    "BlockTypes", "Bitmaps", "Qcow2", "Synchronization", "ArgumentParser",
   ],
 ]
 
