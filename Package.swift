@@ -63,6 +63,10 @@ let package = Package(
       name: "NBDClient", dependencies: ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS"],
       swiftSettings: strict),
 
+    // L4: the kernel's nbd driver.
+    .target(
+      name: "KernelNBD", dependencies: ["NBDProtocol", "LinuxIO"], swiftSettings: strict),
+
     // L4: images at rest.
     .target(
       name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
@@ -86,7 +90,9 @@ let package = Package(
       swiftSettings: strict),
     .executableTarget(
       name: "strata",
-      dependencies: ["Control", "ImageTools", "NBDClient", "NBDLint", "TLS", argumentParser],
+      dependencies: [
+        "Control", "ImageTools", "NBDClient", "KernelNBD", "NBDLint", "TLS", argumentParser,
+      ],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.
@@ -99,6 +105,14 @@ let package = Package(
       name: "NBDClientTests",
       dependencies: [
         "BlockTypes", "NBDProtocol", "NBDClient", "TLS", "TestSupport", "strata", "stratad",
+      ],
+      swiftSettings: tests),
+
+    // T: the kernel's driver as far as it goes without one; tools/guest/suite has the rest.
+    .testTarget(
+      name: "KernelNBDTests",
+      dependencies: [
+        "NBDProtocol", "LinuxIO", "NBDClient", "KernelNBD", "TestSupport", "strata", "stratad",
       ],
       swiftSettings: tests),
 

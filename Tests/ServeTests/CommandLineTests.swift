@@ -36,7 +36,8 @@ import Testing
 
 @Suite struct `The options of strata` {
   @Test(arguments: [
-    "create", "info", "check", "map", "status", "exports", "clients", "kick", "reload", "lint",
+    "create", "info", "check", "map", "status", "exports", "clients", "kick", "reload", "attach",
+    "detach", "lint",
   ])
   func `are all in the manual page`(verb: String) throws {
     let result = try runTool(ServedProcess.path(of: "strata"), verb, "--help")
