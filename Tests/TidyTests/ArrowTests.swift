@@ -10,12 +10,14 @@ private let arrows: [String: Set<String>] = [
   "BlockTypes": [],
   "NBDProtocol": ["BlockTypes"],
   "Qcow2": ["BlockTypes"],
+  "Bitmaps": ["BlockTypes"],
   "LinuxIO": ["BlockTypes", "CAio", "CLinux", "Synchronization"],
   "Sandbox": ["BlockTypes", "CCapNG", "CLinux"],
   "TLS": ["BlockTypes", "CGnuTLS"],
   "Inflate": ["BlockTypes", "CZlib"],
   "DataPlane": [
-    "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Inflate", "Synchronization",
+    "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Inflate",
+    "Synchronization",
   ],
   // The mailbox between tasks and a connection's thread is a mutex.
   "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Synchronization"],
@@ -24,15 +26,15 @@ private let arrows: [String: Set<String>] = [
   // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
   "NBDLint": ["LinuxIO", "TLS", "ImageTools"],
   "Control": [
-    "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
-    "Synchronization",
+    "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
+    "ImageTools", "Synchronization",
   ],
   "stratad": [
-    "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
+    "Control", "ImageTools", "DataPlane", "Bitmaps", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
   "strata": [
     "Control", "ImageTools", "NBDClient", "KernelNBD", "NBDLint", "NBDProtocol", "LinuxIO", "TLS",
-    "BlockTypes", "Qcow2", "Synchronization", "ArgumentParser",
+    "BlockTypes", "Bitmaps", "Qcow2", "Synchronization", "ArgumentParser",
   ],
 ]
 

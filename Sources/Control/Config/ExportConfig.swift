@@ -25,6 +25,10 @@ public struct ExportConfig: Sendable {
   public var connectionsMax: Int?
   public var patience: ClientPatience
   public var access: AccessConfig
+  /// Clients may make the disk larger.
+  public var clientsMayResize = false
+  /// The dirty bitmaps to begin with.
+  public var bitmaps: [BitmapConfig] = []
 
   public init(
     imagePath: String, format: ImageFormat?, isReadOnly: Bool, engine: ExportPlan.Engine,
