@@ -112,6 +112,33 @@ struct `With few descriptors` {
     #expect(bench.daemon?.stop() == 0)
   }
 
+  @Test func `costs no more when there are many of it, for they share`() throws {
+    let bench = try FaultBench()
+    try bench.makeOverlay()
+    try run("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 32M", bench.folder.path("disk"))
+    try bench.serve()
+    let other = try bench.client()
+    let before = try bench.memoryKibibytes("VmRSS")
+    // Each could hold 64 MiB if it were alone: 1.5 GiB in all.
+    let stalled = try (0..<24).map { _ in try bench.client() }
+    for client in stalled {
+      for number in 0..<32 {
+        _ = try client.send(.read, offset: UInt64(number % 15) << 21, length: 2 << 20)
+      }
+    }
+    var peak = 0
+    for number in 0..<400 {
+      #expect(try other.read(UInt64(number) * 4_096, 4_096).error == 0)
+      peak = max(peak, try bench.memoryKibibytes("VmRSS") - before)
+      usleep(2_000)
+    }
+    #expect(peak > 256 << 10, "\(peak) KiB: too little was asked for")
+    #expect(peak < 600 << 10, "\(peak) KiB more")
+    for client in stalled { client.socket.abandon() }
+    #expect(try other.read(0, 512).error == 0)
+    #expect(bench.daemon?.stop() == 0)
+  }
+
   // DESIGN.md 3.6: a stalled client stalls itself. What others trim must not pile up behind it.
   @Test func `does not keep the space that others give back`() throws {
     let bench = try FaultBench()

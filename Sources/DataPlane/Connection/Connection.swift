@@ -141,10 +141,11 @@ struct Connection: ~Copyable {
   }
 
   /// Whether the client may hold another request with a buffer of `byteCount`.
-  func hasShare(_ byteCount: Int, _ limits: RequestLimits) -> Bool {
+  /// All buffers of a connection have to be within `share` bytes, but for a single request.
+  func hasShare(_ byteCount: Int, of share: Int, _ limits: RequestLimits) -> Bool {
     if requestCount == 0 { return true }
     return requestCount < limits.requestsPerConnectionMax
-      && bufferByteCount + byteCount <= limits.bufferBytesPerConnectionMax
+      && bufferByteCount + byteCount <= share
   }
 
   /// Makes room in the socket for what the client reads.

@@ -23,7 +23,7 @@ extension ExportLoop {
     case .disconnect, .flush, .trim, .cache, .writeZeroes, .resize: bufferByteCount = 0
     }
     let charged = bufferByteCount == 0 ? 0 : BufferPool.roundedByteCount(bufferByteCount)
-    guard connections[index].hasShare(charged, plan.limits),
+    guard connections[index].hasShare(charged, of: bufferShare, plan.limits),
       let slot = image.requests.acquire()
     else {
       stall(index)

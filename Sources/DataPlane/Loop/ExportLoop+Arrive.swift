@@ -33,6 +33,7 @@ extension ExportLoop {
     guard let place = connections.insert(connection) else {
       preconditionFailure("a client arrived though the table is full")
     }
+    bufferShare = plan.limits.bufferShare(connectionCount: connections.count)
     if let session = arrival.takeSession() {
       guard let securePlace = secure.add(session, &image.buffers) else {
         connections[place].isWatched = false
@@ -99,6 +100,7 @@ extension ExportLoop {
     connections[index].replies.close(&image.buffers)
     endTLS(index)
     connections.remove(index)
+    bufferShare = plan.limits.bufferShare(connectionCount: connections.count)
   }
 
   /// Ends a request: its buffers go back, its client has room for another.

@@ -52,6 +52,8 @@ public struct ExportLoop: ~Copyable {
   /// Connections with replies to send, in this tick.
   var transmitList: [Int32] = []
   var stalledCount = 0
+  /// Bytes of buffers that each connection may hold now.
+  var bufferShare = 0
   var stop = StopState()
   var spin: SpinPolicy
   var lone = LoneClient()
