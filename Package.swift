@@ -75,7 +75,7 @@ let package = Package(
       name: "Control",
       dependencies: [
         "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane",
-        "ImageTools",
+        "ImageTools", "NBDClient",
       ],
       swiftSettings: strict),
 
@@ -97,7 +97,7 @@ let package = Package(
     .testTarget(
       name: "NBDClientTests",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "NBDClient", "TestSupport", "strata", "stratad",
+        "BlockTypes", "NBDProtocol", "LinuxIO", "NBDClient", "TestSupport", "strata", "stratad",
       ],
       swiftSettings: tests),
 

@@ -100,6 +100,8 @@ struct ExportOptions: ParsableArguments {
       "Let only clients in with this identity; may be repeated.", valueName: "name"))
   var tlsAllowPSKIdentity: [String] = []
 
+  @OptionGroup var remote: RemoteOptions
+
   /// What the user said about one export, in the words of Control.
   ///
   /// - Parameters:
@@ -108,7 +110,7 @@ struct ExportOptions: ParsableArguments {
   ///     description are never common: a wrong format destroys an image.
   func config(image: String, name: String?, common: ExportOptions?) throws -> ExportConfig {
     let engine = aio ?? common?.aio ?? .native
-    return ExportConfig(
+    var config = ExportConfig(
       imagePath: image, format: format,
       isReadOnly: readOnly || common?.readOnly == true,
       engine: engine == .native ? .aio : .sync, name: name,
@@ -123,6 +125,8 @@ struct ExportOptions: ParsableArguments {
         idleSecondsMax: idleTimeout ?? common?.idleTimeout,
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
+    config.remote = remote.policy(common?.remote)
+    return config
   }
 
   /// A list that is given for one export stands in place of the common one.

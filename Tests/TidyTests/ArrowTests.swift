@@ -24,7 +24,8 @@ private let arrows: [String: Set<String>] = [
   "NBDLint": ["LinuxIO", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
-    "Synchronization",
+    // The exports that are opened as images are behind a mutex.
+    "NBDClient", "Synchronization",
   ],
   "stratad": [
     "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",

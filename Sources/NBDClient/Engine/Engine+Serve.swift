@@ -6,13 +6,14 @@ import LinuxIO
 import NBDProtocol
 
 extension Engine {
-  /// Serves until the connection ends, one way or the other.
-  func serve() -> End {
+  /// Serves until the connection ends, one way or the other, or until `isEnough`: nil then.
+  func serve(until isEnough: () -> Bool) -> End? {
     while true {
       takeMail()
       fillOutput()
       if let end = transmit() { return end }
       if let end = receive() { return end }
+      if isEnough() { return nil }
       if let end = endOfIdleness() { return end }
       wait()
     }
@@ -23,6 +24,9 @@ extension Engine {
     let mail = mailbox.take()
     queue.append(contentsOf: mail.submissions)
     isClosing = mail.isClosing
+    if mail.isHurried, patienceEnd == nil {
+      patienceEnd = MonotonicClock.nanoseconds + Self.hurriedNanosecondsMax
+    }
     for ticket in mail.cancelledTickets { cancel(ticket) }
   }
 
@@ -206,10 +210,16 @@ extension Engine {
 
   /// Ends the connection when that was asked for and everything is answered.
   private func endOfIdleness() -> End? {
-    if let secondsMax = options.replySecondsMax, !flights.isEmpty,
-      MonotonicClock.nanoseconds - lastProgress > UInt64(secondsMax) * 1_000_000_000
-    {
-      return .lost(.timedOut("the server did not answer within \(secondsMax) seconds"))
+    if !flights.isEmpty {
+      let now = MonotonicClock.nanoseconds
+      if let secondsMax = options.replySecondsMax,
+        now - lastProgress > UInt64(secondsMax) * 1_000_000_000
+      {
+        return .lost(.timedOut("the server did not answer within \(secondsMax) seconds"))
+      }
+      if let patienceEnd, now > patienceEnd, now - lastProgress > Self.hurriedNanosecondsMax {
+        return .lost(.timedOut("the server does not answer, and nobody waits any more"))
+      }
     }
     guard flights.isEmpty, output.isEmpty else { return nil }
     let isIdle = queueStart == queue.count && replay.isEmpty
@@ -232,6 +242,8 @@ extension Engine {
     guard !canSend, !canReplay else { return }
     ByteSocket.wait(
       socket: transport.descriptor, forOutput: !output.isEmpty, bell: mailbox.bellDescriptor,
-      milliseconds: options.replySecondsMax == nil || flights.isEmpty ? -1 : 1_000)
+      milliseconds: flights.isEmpty
+        ? -1
+        : patienceEnd != nil ? 100 : options.replySecondsMax == nil ? -1 : 1_000)
   }
 }

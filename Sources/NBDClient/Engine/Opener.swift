@@ -17,6 +17,8 @@ struct Opener {
 
   let uri: NBDURI
   let mailbox: Mailbox
+  /// The host's addresses, where they are known: nobody is asked for them then.
+  var addresses: [SocketAddress]?
 
   /// Connects and negotiates once, until `deadline` (of the monotonic clock, in nanoseconds).
   func open(_ goal: ClientGoal, deadline: UInt64) throws(NBDClientFault) -> Opened {
@@ -89,10 +91,10 @@ struct Opener {
       }
     case .tcp(let host, let port):
       let addresses: [SocketAddress]
-      do throws(SocketError) {
-        addresses = try SocketAddress.resolve(host: host ?? "localhost", port: port)
-      } catch {
-        throw .unreachable("\(error)")
+      if let known = self.addresses {
+        addresses = known
+      } else {
+        addresses = try Opener.resolve(host, port)
       }
       var last = NBDClientFault.unreachable("the host has no address")
       for address in addresses {
@@ -105,6 +107,23 @@ struct Opener {
         }
       }
       throw last
+    }
+  }
+
+  private static func resolve(
+    _ host: String?, _ port: UInt16
+  ) throws(NBDClientFault) -> [SocketAddress] {
+    do throws(SocketError) {
+      return try SocketAddress.resolve(host: host ?? "localhost", port: port)
+    } catch {
+      throw .unreachable("\(error)")
+    }
+  }
+
+  /// Asks for the host's addresses once and for all, so that connecting again opens no file.
+  mutating func rememberAddresses() throws(NBDClientFault) {
+    if case .tcp(let host, let port) = uri.endpoint {
+      addresses = try Opener.resolve(host, port)
     }
   }
 
