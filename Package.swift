@@ -60,7 +60,7 @@ let package = Package(
 
     // L4: the other side of the wire. Uses Swift concurrency; one thread for each connection.
     .target(
-      name: "NBDClient", dependencies: ["BlockTypes", "NBDProtocol", "LinuxIO"],
+      name: "NBDClient", dependencies: ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS"],
       swiftSettings: strict),
 
     // L4: images at rest.
@@ -68,7 +68,8 @@ let package = Package(
       name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
       swiftSettings: strict),
 
-    .target(name: "NBDLint", dependencies: ["LinuxIO", "ImageTools"], swiftSettings: strict),
+    .target(
+      name: "NBDLint", dependencies: ["LinuxIO", "TLS", "ImageTools"], swiftSettings: strict),
 
     // L5: policy.
     .target(
@@ -85,7 +86,7 @@ let package = Package(
       swiftSettings: strict),
     .executableTarget(
       name: "strata",
-      dependencies: ["Control", "ImageTools", "NBDClient", "NBDLint", argumentParser],
+      dependencies: ["Control", "ImageTools", "NBDClient", "NBDLint", "TLS", argumentParser],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.
@@ -97,16 +98,18 @@ let package = Package(
     .testTarget(
       name: "NBDClientTests",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "LinuxIO", "NBDClient", "TestSupport", "strata", "stratad",
+        "BlockTypes", "NBDProtocol", "LinuxIO", "NBDClient", "TLS", "TestSupport", "strata",
+        "stratad",
       ],
       swiftSettings: tests),
 
     // T: the rules of tools/STYLE.md and the arrows above.
     .testTarget(name: "TidyTests", swiftSettings: tests),
-    .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: tests),
+    .target(
+      name: "TestSupport", dependencies: ["TLS"], path: "Tests/TestSupport", swiftSettings: tests),
     // Black box: needs the built daemon, imports none of its code; lint has its own.
     .testTarget(
-      name: "ConformanceTests", dependencies: ["NBDLint", "TestSupport", "stratad"],
+      name: "ConformanceTests", dependencies: ["NBDLint", "TLS", "TestSupport", "stratad"],
       swiftSettings: tests),
 
     // T: the corpus and the standard clients, in both directions.
@@ -132,7 +135,7 @@ let package = Package(
 
     // T: the judge, before right servers and before wrong ones.
     .testTarget(
-      name: "NBDLintTests", dependencies: ["NBDLint", "TestSupport", "strata", "stratad"],
+      name: "NBDLintTests", dependencies: ["NBDLint", "TLS", "TestSupport", "strata", "stratad"],
       swiftSettings: tests),
 
     // T: images, their headers, tables and verbs; QEMU's tools are the peers.

@@ -13,6 +13,7 @@
   X(gnutls_alert_get) \
   X(gnutls_alert_get_name) \
   X(gnutls_alert_send_appropriate) \
+  X(gnutls_auth_server_get_type) \
   X(gnutls_bye) \
   X(gnutls_certificate_allocate_credentials) \
   X(gnutls_certificate_free_credentials) \
@@ -20,6 +21,7 @@
   X(gnutls_certificate_server_set_request) \
   X(gnutls_certificate_set_x509_crl_mem) \
   X(gnutls_certificate_set_x509_key_mem2) \
+  X(gnutls_certificate_set_x509_system_trust) \
   X(gnutls_certificate_set_x509_trust_mem) \
   X(gnutls_certificate_verification_status_print) \
   X(gnutls_certificate_verify_peers) \
@@ -46,6 +48,7 @@
   X(gnutls_record_recv) \
   X(gnutls_record_send) \
   X(gnutls_record_set_max_recv_size) \
+  X(gnutls_server_name_set) \
   X(gnutls_session_get_ptr) \
   X(gnutls_session_key_update) \
   X(gnutls_session_set_ptr) \

@@ -50,21 +50,40 @@ public struct SocketAddress: Hashable, Sendable {
         SocketAddress(bytes: .init(repeating: 0, count: 16), port: port, scope: 0),
       ]
     }
-    var hints = unsafe addrinfo()
-    unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
-    unsafe hints.ai_flags = AI_NUMERICHOST
     var list: UnsafeMutablePointer<addrinfo>?
-    // SAFETY: all arguments outlive the call; `list` is freed below.
-    var result = unsafe getaddrinfo(host, nil, &hints, &list)
-    if result == EAI_NONAME {
-      unsafe hints.ai_flags = 0
-      result = unsafe getaddrinfo(host, nil, &hints, &list)
-    }
+    var result = unsafe ask(host, AI_NUMERICHOST, &list)
+    if result == EAI_NONAME { result = unsafe ask(host, 0, &list) }
     guard result == 0 else {
       // SAFETY: gai_strerror returns a literal.
       throw .unknownHost(reason: unsafe String(cString: gai_strerror(result)))
     }
     defer { unsafe freeaddrinfo(list) }
+    return try unsafe addresses(list, port)
+  }
+
+  /// The address that `host` is, as a number: nothing is looked up. nil when it is a name.
+  public static func number(
+    _ host: String, port: UInt16
+  ) throws(SocketError) -> [SocketAddress]? {
+    var list: UnsafeMutablePointer<addrinfo>?
+    guard unsafe ask(host, AI_NUMERICHOST, &list) == 0 else { return nil }
+    defer { unsafe freeaddrinfo(list) }
+    return try unsafe addresses(list, port)
+  }
+
+  @unsafe private static func ask(
+    _ host: String, _ flags: Int32, _ list: inout UnsafeMutablePointer<addrinfo>?
+  ) -> Int32 {
+    var hints = unsafe addrinfo()
+    unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
+    unsafe hints.ai_flags = flags
+    // SAFETY: all arguments outlive the call; the caller frees the list.
+    return unsafe getaddrinfo(host, nil, &hints, &list)
+  }
+
+  @unsafe private static func addresses(
+    _ list: UnsafeMutablePointer<addrinfo>?, _ port: UInt16
+  ) throws(SocketError) -> [SocketAddress] {
     var addresses: [SocketAddress] = []
     var entry = unsafe list
     while let current = unsafe entry {

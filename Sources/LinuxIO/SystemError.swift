@@ -26,6 +26,11 @@ public struct SystemError: Error, Hashable, Sendable {
   }
 }
 
+extension SystemError {
+  /// Whether nothing has the name that was asked for.
+  public var isMissing: Bool { errno == ENOENT }
+}
+
 extension SystemError: CustomStringConvertible {
   public var description: String { "\(call): \(SystemError.text(of: errno))" }
 

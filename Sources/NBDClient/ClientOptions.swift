@@ -46,13 +46,15 @@ public struct ClientOptions: Hashable, Sendable {
   /// Seconds without any answer while requests are in flight, after which the connection counts
   /// as lost; nil: for ever, as a disk may be slow.
   public var replySecondsMax: Int?
+  public var tls: ClientTLS
   /// nil: a lost connection stays lost.
   public var reconnect: Reconnect?
 
   public init(
     contexts: ClientGoal.Contexts = .all, modeMax: ProtocolMode = .extended,
     requestsInFlightMax: Int = 64, requestsMax: Int = 4_096, openSecondsMax: Int = 30,
-    keepsTryingToOpen: Bool = false, replySecondsMax: Int? = nil, reconnect: Reconnect? = nil
+    keepsTryingToOpen: Bool = false, replySecondsMax: Int? = nil, reconnect: Reconnect? = nil,
+    tls: ClientTLS = ClientTLS()
   ) {
     precondition(requestsInFlightMax > 0, "no request may be in flight")
     precondition(requestsMax >= requestsInFlightMax, "fewer requests than may be in flight")
@@ -65,5 +67,6 @@ public struct ClientOptions: Hashable, Sendable {
     self.keepsTryingToOpen = keepsTryingToOpen
     self.replySecondsMax = replySecondsMax
     self.reconnect = reconnect
+    self.tls = tls
   }
 }

@@ -14,6 +14,8 @@ public enum NBDClientFault: Error, Hashable, Sendable {
   case timedOut(String)
   /// The server's words, or what it lacks.
   case refused(String)
+  /// TLS is required and did not come about, or what the server proved itself with is not good.
+  case insecure(String)
   /// The server broke the protocol; the connection was ended for good.
   case violated(ClientViolation)
   /// The request was not sent: it breaks a rule of the export.
@@ -37,7 +39,7 @@ extension NBDClientFault: CustomStringConvertible {
   public var description: String {
     switch self {
     case .unsupported(let what), .unreachable(let what), .timedOut(let what), .refused(let what),
-      .lost(let what), .writesLost(let what), .exportChanged(let what):
+      .insecure(let what), .lost(let what), .writesLost(let what), .exportChanged(let what):
       what
     case .violated(let violation): "protocol violation: \(violation)"
     case .request(let fault): fault.description

@@ -50,7 +50,7 @@ public final class NBDConnection: Sendable {
   /// Asks a server for its exports and all that it tells about each. The URI's name is ignored.
   public static func list(
     _ uri: NBDURI, _ options: ClientOptions = ClientOptions()
-  ) async throws(NBDClientFault) -> (exports: [ExportDetails], mode: ProtocolMode) {
+  ) async throws(NBDClientFault) -> Listing {
     let mailbox = try makeMailbox(options)
     let goal = ClientGoal(.list, modeMax: options.modeMax)
     let deadline =
@@ -58,14 +58,13 @@ public final class NBDConnection: Sendable {
     let result: Result<Listing, NBDClientFault> = await withTaskCancellationHandler {
       await withCheckedContinuation { continuation in
         startThread(reporting: continuation) {
-          continuation.resume(returning: ask(uri, mailbox, goal, deadline))
+          continuation.resume(returning: ask(uri, options.tls, mailbox, goal, deadline))
         }
       }
     } onCancel: {
       mailbox.close()
     }
-    let listing = try result.get()
-    return (listing.exports, listing.mode)
+    return try result.get()
   }
 
   /// Answers what is in flight, says goodbye, and waits for the end of the connection.
@@ -75,20 +74,22 @@ public final class NBDConnection: Sendable {
     if let fault = await mailbox.closeAndWait() { throw fault }
   }
 
-  private struct Listing: Sendable {
-    let exports: [ExportDetails]
-    let mode: ProtocolMode
+  /// What a server told about all its exports.
+  public struct Listing: Sendable {
+    public let exports: [ExportDetails]
+    public let mode: ProtocolMode
+    public let isEncrypted: Bool
   }
 
   private static func ask(
-    _ uri: NBDURI, _ mailbox: Mailbox, _ goal: ClientGoal, _ deadline: UInt64
+    _ uri: NBDURI, _ tls: ClientTLS, _ mailbox: Mailbox, _ goal: ClientGoal, _ deadline: UInt64
   ) -> Result<Listing, NBDClientFault> {
     do throws(NBDClientFault) {
       guard
-        case .list(let exports, let mode) = try Opener(uri: uri, mailbox: mailbox).open(
+        case .list(let listing) = try Opener(uri: uri, tls: tls, mailbox: mailbox).open(
           goal, deadline: deadline)
       else { preconditionFailure("an export was entered where a list was asked for") }
-      return .success(Listing(exports: exports, mode: mode))
+      return .success(listing)
     } catch {
       return .failure(error)
     }

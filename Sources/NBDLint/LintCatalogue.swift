@@ -8,7 +8,8 @@ public enum LintCatalogue {
   public static let checks: [LintCheck] =
     GreetingChecks.all + OptionChecks.all + ListChecks.all + TLSChecks.all + InfoChecks.all
     + ExportChecks.all + MetaChecks.all + StatusChecks.all + ReadChecks.all + WriteChecks.all
-    + ZeroChecks.all + TrimChecks.all + CommandChecks.all + ReadOnlyChecks.all + EndChecks.all
+    + ZeroChecks.all + SpaceChecks.all + TrimChecks.all + CommandChecks.all + ReadOnlyChecks.all
+    + EndChecks.all
     + OrderChecks.all + ExtendedChecks.all + ExtendedFaultChecks.all + ModelChecks.all
     + CrowdChecks.all + SlowChecks.all
 

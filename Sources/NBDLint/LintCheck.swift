@@ -51,13 +51,6 @@ public struct LintCheck: Sendable {
     self.body = body
   }
 
-  /// A rule that cannot be judged from here; it is listed all the same, with the reason.
-  static func unseen(
-    _ id: String, _ level: LintLevel, _ rule: String, _ citation: String, because reason: String
-  ) -> LintCheck {
-    LintCheck(id, level, rule, citation) { _ throws(LintStop) in throw .skipped(reason) }
-  }
-
   /// The part before the dot.
   public var group: String { String(id.prefix { $0 != "." }) }
 }

@@ -2,12 +2,11 @@
 //
 // Where lint finds an export. Who reads it from a URI is above. This file performs no I/O.
 
+import LinuxIO
+
 /// An export and the address of its server.
 public struct LintPlace: Hashable, Sendable {
-  public enum Address: Hashable, Sendable {
-    case unix(path: String)
-    case tcp(host: String, port: UInt16)
-  }
+  public typealias Address = Dialer.Target
 
   public let address: Address
   public let export: String
@@ -15,5 +14,14 @@ public struct LintPlace: Hashable, Sendable {
   public init(_ address: Address, export: String = "") {
     self.address = address
     self.export = export
+  }
+
+  /// The address for people.
+  var text: String {
+    switch address {
+    case .unix(let path): path.hasPrefix("\0") ? "@" + path.dropFirst() : path
+    case .tcp(let host, let port): "\(host):\(port)"
+    case .vsock(let contextID, let port): "vsock \(contextID):\(port)"
+    }
   }
 }

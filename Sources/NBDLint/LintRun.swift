@@ -29,14 +29,24 @@ public struct LintRun {
       guard case .unreachable(let reason) = error else { throw LintRefusal("\(error)") }
       throw LintRefusal("no connection: \(reason)")
     }
-    do throws(LintStop) {
-      let probe = try server.greeted()
-      let answer = try probe.ask(Option.info, Probe.infoData(server.export, [Info.blockSize]))
-      wantsTLS = answer.type == Reply.tlsRequired
-    } catch {}  // a check will tell
+    if server.tls != nil {
+      // Without it, hardly a rule could be judged, and that must not look like a good server.
+      do throws(LintStop) { survey.tlsVersion = try server.greeted().socket.tlsVersion } catch {
+        throw LintRefusal(
+          "TLS: \(LintOutcome(error, deadlineSeconds: server.deadlineSeconds).text)")
+      }
+    } else {
+      do throws(LintStop) {
+        let probe = try server.greeted()
+        let answer = try probe.ask(Option.info, Probe.infoData(server.export, [Info.blockSize]))
+        wantsTLS = answer.type == Reply.tlsRequired
+      } catch {}  // a check will tell
+    }
     do throws(LintStop) {
       let probe = try server.entered(.simple)
+      let version = survey.tlsVersion
       survey = LintSurvey(probe)
+      survey.tlsVersion = version
       withExtendedLifetime(probe) {
         server.servesSecondClient = server.withShortDeadline.greets
       }
@@ -55,7 +65,7 @@ public struct LintRun {
     if let end { return .skipped(end) }
     if check.writes && !mayWrite { return .destructiveSkipped }
     if wantsTLS && !LintRun.idsBeforeTLS.contains(check.id) && check.group != "tls" {
-      return .skipped("the server wants TLS first")
+      return .skipped("the server wants TLS first: say nbds:")
     }
     if let noEntry, !LintRun.groupsWithoutEntry.contains(check.group) {
       return .skipped("the export cannot be entered: \(noEntry)")
@@ -102,6 +112,8 @@ public struct LintSurvey: Hashable, Sendable {
   public var isReadOnly = false
   public var flags: UInt16 = 0
   public var minimumBlockByteCount: Int?
+  /// "TLS1.3"; nil when everything was said in clear.
+  public var tlsVersion: String?
 
   init() {}
 
@@ -115,14 +127,14 @@ public struct LintSurvey: Hashable, Sendable {
 
 extension LintServer {
   fileprivate var withShortDeadline: LintServer {
-    LintServer(place: place, deadlineSeconds: min(deadlineSeconds, 2))
+    with(deadlineSeconds: min(deadlineSeconds, 2))
   }
 
   /// Whether somebody is there: says something, or at least does not leave at once.
   fileprivate var answers: Bool {
     do throws(LintStop) {
       let probe = try connect()
-      guard probe.socket.hasInput(withinMilliseconds: 1000) else { return true }
+      guard try probe.socket.hasInput(withinMilliseconds: 1000) else { return true }
       _ = try probe.socket.receive(1, "a byte of a greeting")
       return true
     } catch { return false }

@@ -4,6 +4,7 @@
 // This file makes connections.
 
 import LinuxIO
+import TLS
 
 /// What a check knows of the server. Each check makes its own connections.
 public struct LintServer: Sendable {
@@ -12,13 +13,25 @@ public struct LintServer: Sendable {
   public let deadlineSeconds: Int
   /// Seconds after which the server promises to drop a client that says nothing; nil: no promise.
   public let handshakeSecondsMax: Int?
+  /// What TLS needs; nil: everything is said in clear.
+  public let tls: TLSClientPlan?
+  /// The file behind the export, for what only it shows; nil: not known.
+  public let rawFilePath: String?
+  /// A second export of the server; nil: the list of exports tells one.
+  public let otherExport: String?
   /// Whether a second client is served while there is a first one; found out before the checks.
   var servesSecondClient = true
 
-  public init(place: LintPlace, deadlineSeconds: Int = 5, handshakeSecondsMax: Int? = nil) {
+  public init(
+    place: LintPlace, deadlineSeconds: Int = 5, handshakeSecondsMax: Int? = nil,
+    tls: TLSClientPlan? = nil, rawFilePath: String? = nil, otherExport: String? = nil
+  ) {
     self.place = place
     self.deadlineSeconds = deadlineSeconds
     self.handshakeSecondsMax = handshakeSecondsMax
+    self.tls = tls
+    self.rawFilePath = rawFilePath
+    self.otherExport = otherExport
   }
 
   var export: String { place.export }
@@ -26,11 +39,28 @@ public struct LintServer: Sendable {
   /// A connection on which nothing has been said.
   func connect() throws(LintStop) -> Probe { Probe(try ProbeSocket(to: self)) }
 
-  /// A connection after the greeting.
-  func greeted(flags: UInt32? = nil) throws(LintStop) -> Probe {
+  /// A connection after the greeting, with nothing encrypted yet.
+  func greetedInClear(flags: UInt32? = nil) throws(LintStop) -> Probe {
     let probe = try connect()
     try probe.greet(flags: flags)
     return probe
+  }
+
+  /// A connection on which options can be sent: after the greeting, and inside TLS where that is
+  /// asked for.
+  func greeted(flags: UInt32? = nil) throws(LintStop) -> Probe {
+    let probe = try greetedInClear(flags: flags)
+    try probe.startTLS(tls)
+    return probe
+  }
+
+  /// The same server with another deadline.
+  func with(deadlineSeconds: Int) -> LintServer {
+    var copy = LintServer(
+      place: place, deadlineSeconds: deadlineSeconds, handshakeSecondsMax: handshakeSecondsMax,
+      tls: tls, rawFilePath: rawFilePath, otherExport: otherExport)
+    copy.servesSecondClient = servesSecondClient
+    return copy
   }
 
   /// A connection in the transmission phase, by GO, or by EXPORT_NAME where GO is unknown.

@@ -12,9 +12,9 @@ import CGnuTLS
   public enum Role: Sendable { case server, client }
 
   /// The PEM files of one end.
-  public struct CertificateFiles {
-    /// Who signs the certificates of the others.
-    public var authorities: [UInt8]
+  public struct CertificateFiles: Sendable {
+    /// Who signs the certificates of the others; nil: whom this system believes.
+    public var authorities: [UInt8]?
     /// Which of those count no longer.
     public var revocations: [UInt8]?
     /// The own certificate, with those between it and the authority, and its key. A client may
@@ -23,7 +23,7 @@ import CGnuTLS
     public var key: [UInt8]?
 
     public init(
-      authorities: [UInt8], revocations: [UInt8]? = nil, certificate: [UInt8]? = nil,
+      authorities: [UInt8]?, revocations: [UInt8]? = nil, certificate: [UInt8]? = nil,
       key: [UInt8]? = nil
     ) {
       self.authorities = authorities
@@ -41,6 +41,8 @@ import CGnuTLS
   public let role: Role
   /// Whether the peer's certificate is asked for and checked.
   public let verifiesPeer: Bool
+  /// Of a client with a shared key.
+  private(set) var clientIdentity: String?
   private var priority: gnutls_priority_t?
   private var certificates: gnutls_certificate_credentials_t?
   private var serverKeys: gnutls_psk_server_credentials_t?
@@ -64,10 +66,16 @@ import CGnuTLS
     guard let certificates = unsafe certificates else {
       throw TLSFault("certificates", "there is no memory")
     }
-    let authorityCount = try TLSCredentials.check(
-      unsafe cgnutls_add_authorities(certificates, files.authorities, files.authorities.count),
-      "ca-cert.pem")
-    guard authorityCount > 0 else { throw TLSFault("ca-cert.pem", "there is no certificate in it") }
+    if let authorities = files.authorities {
+      let count = try TLSCredentials.check(
+        unsafe cgnutls_add_authorities(certificates, authorities, authorities.count),
+        "ca-cert.pem")
+      guard count > 0 else { throw TLSFault("ca-cert.pem", "there is no certificate in it") }
+    } else if verifiesPeer {
+      let count = try TLSCredentials.check(
+        unsafe cgnutls_add_system_authorities(certificates), "this system's authorities")
+      guard count > 0 else { throw TLSFault("this system's authorities", "there are none") }
+    }
     if let revocations = files.revocations {
       try TLSCredentials.check(
         unsafe cgnutls_add_revocations(certificates, revocations, revocations.count),
@@ -101,6 +109,7 @@ import CGnuTLS
         throw TLSFault("keys", "there is no identity")
       }
       let identity = String(decoding: entry.identity, as: UTF8.self)
+      clientIdentity = identity
       try TLSCredentials.check(
         unsafe cgnutls_set_client_psk(clientKeys, identity, entry.key, entry.key.count), "keys")
     }

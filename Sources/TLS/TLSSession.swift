@@ -62,6 +62,14 @@ import CGnuTLS
     unsafe self.wire = unsafe wire
     self.credentials = credentials
     self.host = host
+    if credentials.role == .client, let host { tellServerName(host) }
+  }
+
+  /// A server with several certificates chooses by it. Numbers are no names (RFC 6066, section 3).
+  private func tellServerName(_ host: String) {
+    let isNumber = host.contains(":") || host.utf8.allSatisfy { $0 < UInt8(ascii: "A") }
+    // A name that cannot be told is still checked.
+    if !isNumber { _ = unsafe cgnutls_tell_server_name(handle, host) }
   }
 
   deinit {
@@ -214,6 +222,12 @@ import CGnuTLS
       // SAFETY: the name is a C string of the session's.
       return .preSharedKey(identity: unsafe String(cString: name))
     }
+    if let identity = credentials.clientIdentity {
+      guard unsafe cgnutls_server_has_psk(handle) != 0 else {
+        return .refusedCertificate(reason: "the server did not prove that it knows the key")
+      }
+      return .preSharedKey(identity: identity)
+    }
     guard credentials.verifiesPeer else { return .anonymous }
     var status: UInt32 = 0
     let isServer: Int32 = credentials.role == .server ? 1 : 0
@@ -225,7 +239,10 @@ import CGnuTLS
       return .refusedCertificate(reason: TLSCredentials.text(of: code))
     }
     guard status == 0 else {
-      return .refusedCertificate(reason: TLSSession.sentence(ofStatus: status))
+      let sentence = TLSSession.sentence(ofStatus: status)
+      let isOfOther = status & UInt32(GNUTLS_CERT_UNEXPECTED_OWNER.rawValue) != 0
+      return .refusedCertificate(
+        reason: isOfOther ? "\(sentence): \(host ?? "")" : sentence)
     }
     var name = unsafe gnutls_datum_t()
     let nameCode = unsafe cgnutls_peer_name(handle, &name)

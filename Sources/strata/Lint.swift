@@ -3,15 +3,18 @@
 // `strata lint`: tells whether an NBD server keeps the protocol.
 
 import ArgumentParser
+import NBDClient
 import NBDLint
 import NBDProtocol
+import TLS
 
 struct Lint: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Tell whether an NBD server keeps the protocol.",
     discussion: """
-      URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. Each rule of the protocol \
-      is one check with connections of its own. Without --write nothing is written. With it, parts \
+      URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; with nbds instead of nbd \
+      the server is judged inside TLS. Each rule of the protocol is one check with connections of \
+      its own. Without --write nothing is written. With it, parts \
       of the disk are overwritten and given back afterwards: nobody else may use the disk, and \
       the run must not be interrupted.
 
@@ -41,6 +44,15 @@ struct Lint: ParsableCommand {
     help: ArgumentHelp("The server drops silent clients after this long.", valueName: "seconds"))
   var handshakeTimeout: Int?
 
+  @Option(
+    help: ArgumentHelp("The file behind a raw export, to see its space.", valueName: "path"))
+  var rawFile: String?
+
+  @Option(help: ArgumentHelp("A second export of the server.", valueName: "name"))
+  var otherExport: String?
+
+  @OptionGroup var tls: ClientTLSOptions
+
   @Flag(help: "List the checks and run none.")
   var list = false
 
@@ -65,9 +77,7 @@ struct Lint: ParsableCommand {
     }
     let found: LintReport
     do throws(LintRefusal) {
-      let server = LintServer(
-        place: try Lint.place(of: uri), deadlineSeconds: timeout,
-        handshakeSecondsMax: handshakeTimeout)
+      let server = try server(at: uri)
       var run = LintRun(server: server, mayWrite: write)
       try run.prepare()
       var results: [LintResult] = []
@@ -78,20 +88,35 @@ struct Lint: ParsableCommand {
     throw ExitCode(found.exitCode(isStrict: strict))
   }
 
-  private static func place(of text: String) throws(LintRefusal) -> LintPlace {
+  private func server(at text: String) throws(LintRefusal) -> LintServer {
     let uri: NBDURI
     do throws(NBDURIFault) {
       uri = try NBDURI(text)
     } catch {
       throw LintRefusal("\(text): \(error)")
     }
-    guard !uri.requiresTLS else { throw LintRefusal("lint does not speak TLS yet") }
-    switch uri.endpoint {
-    case .unix(let path): return LintPlace(.unix(path: path), export: uri.exportName)
-    case .tcp(let host, let port):
-      return LintPlace(.tcp(host: host ?? "localhost", port: port), export: uri.exportName)
-    case .vsock: throw LintRefusal("lint does not speak vsock")
+    let address: LintPlace.Address =
+      switch uri.endpoint {
+      case .unix(let path): .unix(path: path)
+      case .tcp(let host, let port): .tcp(host: host ?? "localhost", port: port)
+      case .vsock(let contextID, let port): .vsock(contextID: contextID, port: port)
+      }
+    do throws(NBDClientFault) {
+      return LintServer(
+        place: LintPlace(address, export: uri.exportName), deadlineSeconds: timeout,
+        handshakeSecondsMax: handshakeTimeout, tls: try plan(for: uri), rawFilePath: rawFile,
+        otherExport: otherExport)
+    } catch {
+      throw LintRefusal("\(text): \(error)")
     }
+  }
+
+  /// What TLS needs; the judge takes it or leaves it, so there is no `offered`.
+  private func plan(for uri: NBDURI) throws(NBDClientFault) -> TLSClientPlan? {
+    guard tls.wishes.use != .offered else {
+      throw .unsupported("lint judges with TLS or without: --tls is required or off")
+    }
+    return try tls.wishes.plan(for: uri)
   }
 
   private func printList(_ checks: [LintCheck]) {

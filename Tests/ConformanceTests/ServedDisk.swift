@@ -45,6 +45,15 @@ final class ServedDisk {
   ) throws {
     self.kind = kind
     folder = try TemporaryFolder()
+    let image = try ServedDisk.makeImage(kind, byteCount: byteCount, in: folder)
+    daemon = try ServedDisk.start(
+      image, kind, folder.path("nbd.sock"), readOnly: readOnly, arguments)
+  }
+
+  /// Makes the image and returns its path.
+  static func makeImage(
+    _ kind: DiskKind, byteCount: UInt64, in folder: TemporaryFolder
+  ) throws -> String {
     let raw = folder.path("disk.raw")
     let bytes = ServedDisk.pattern.prefix(Int(min(byteCount, UInt64(ServedDisk.patternByteCount))))
     try Data(bytes).write(to: URL(fileURLWithPath: raw))
@@ -55,8 +64,7 @@ final class ServedDisk {
     if kind == .qcow2 {
       try run("qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", image)
     }
-    daemon = try ServedDisk.start(
-      image, kind, folder.path("nbd.sock"), readOnly: readOnly, arguments)
+    return image
   }
 
   private static func start(

@@ -281,7 +281,7 @@ private final class Lines: @unchecked Sendable { var text = "" }
 
   @Test func `says what is wrong in one line`() throws {
     let cases = [
-      ("nbd://h:99999/", "1 to 65535"), ("nbds://localhost/", "TLS is not built in"),
+      ("nbd://h:99999/", "1 to 65535"), ("nbds+unix:///?socket=/x", "say tls-hostname=NAME"),
       ("nbd+unix:///?socket=/nonexistent/x", "No such file"),
       ("nbd://127.0.0.1:1/", "Connection refused"), ("disk.raw", "no scheme"),
     ]

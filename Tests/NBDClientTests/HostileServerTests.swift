@@ -138,19 +138,6 @@ private func fault(_ body: () async throws -> Void) async -> NBDClientFault? {
       return
     }
   }
-
-  @Test func `that does not offer TLS sees no byte of a client that requires it`() async throws {
-    // CVE-2019-14842; TLS itself is not built in yet, so the client does not even connect
-    let server = try ScriptedServer { side in
-      try side.send(Array("NBDMAGICIHAVEOPT".utf8), wire(UInt16(3)))
-    }
-    defer { server.stop() }
-    let secure = try NBDURI("nbds+unix:///?socket=\(server.path)")
-    guard case .unsupported = await fault({ _ = try await NBDConnection.connect(secure) }) else {
-      Issue.record("TLS was given up")
-      return
-    }
-  }
 }
 
 @Suite struct `An address` {

@@ -23,6 +23,8 @@ final class ServerSide {
   /// 0 for the first connection to a server.
   let number: Int
   var isExtended = false
+  /// Where everything goes through, once TLS is up.
+  var tls: TLSSide?
 
   init(_ descriptor: Int32, number: Int) {
     self.descriptor = descriptor
@@ -37,6 +39,7 @@ final class ServerSide {
 
   func send(_ bytes: [UInt8]...) throws {
     let all = bytes.flatMap { $0 }
+    if let tls { return try tls.send(all) }
     var done = 0
     while done < all.count {
       let count = all[done...].withUnsafeBytes {
@@ -48,6 +51,7 @@ final class ServerSide {
   }
 
   func receive(_ count: Int) throws -> [UInt8] {
+    if let tls { return try tls.receive(count) }
     var bytes = [UInt8](repeating: 0, count: count)
     var done = 0
     while done < count {
@@ -73,13 +77,27 @@ final class ServerSide {
       wire(UInt64(0x0003_e889_0455_65a9), option, type, UInt32(payload.count)) + payload)
   }
 
-  /// A handshake that ends with GO.
+  /// The greeting, STARTTLS and the handshake of TLS.
+  func startTLS(_ proof: ServerProof) throws {
+    try send(Array("NBDMAGICIHAVEOPT".utf8), wire(UInt16(3)))
+    _ = try receive(4)
+    let (option, payload) = try receiveOption()
+    guard option == 5, payload.isEmpty else {
+      throw WireError.violation("option \(option) came before STARTTLS")
+    }
+    try answer(5, 1)
+    tls = try TLSSide(descriptor, proof)
+  }
+
+  /// A handshake that ends with GO; inside TLS the greeting was before.
   func negotiate(
     byteCount: UInt64, flags: UInt16 = 0x0ded, mode: Mode = .structured,
     contexts: [(id: UInt32, name: String)] = [], blocks: [UInt32] = []
   ) throws {
-    try send(Array("NBDMAGICIHAVEOPT".utf8), wire(UInt16(3)))
-    _ = try receive(4)
+    if tls == nil {
+      try send(Array("NBDMAGICIHAVEOPT".utf8), wire(UInt16(3)))
+      _ = try receive(4)
+    }
     while true {
       let (option, _) = try receiveOption()
       switch option {
@@ -142,6 +160,10 @@ final class ServerSide {
 
   /// Waits until the client is gone; what it still sends is dropped.
   func waitForEnd() {
+    if let tls {
+      do { try tls.drain() } catch {}
+      return
+    }
     var bytes = [UInt8](repeating: 0, count: 4096)
     while recv(descriptor, &bytes, bytes.count, 0) > 0 {}
   }

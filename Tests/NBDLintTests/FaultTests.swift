@@ -3,15 +3,29 @@
 // Each seeded fault is named by the check of its rule, and the run goes on to its end.
 
 import NBDLint
+import TLS
 import TestSupport
 import Testing
 
+/// The key of servers with TLS.
+enum LintedKeys {
+  private static let key = [UInt8](repeating: 0x5a, count: 16)
+  static let proof = ServerProof.key(identity: "lint", bytes: key)
+  static let plan = TLSClientPlan(
+    .keys(PSKTable(identity: Array("lint".utf8), key: key)), host: nil)
+}
+
 /// Judges a scripted server by the checks whose names begin with one of `only`.
+///
+/// - Parameter seconds: that an answer may take. One is for servers that are asked to hang; others
+///   may be slow beside the rest of the tests.
 private func judge(
-  _ server: ScriptedServer, only: [String] = [], writes: Bool = true
+  _ server: ScriptedServer, only: [String] = [], writes: Bool = true, seconds: Int = 1
 ) throws -> LintReport {
   var run = LintRun(
-    server: LintServer(place: LintPlace(.unix(path: server.path)), deadlineSeconds: 1),
+    server: LintServer(
+      place: LintPlace(.unix(path: server.path)), deadlineSeconds: seconds,
+      tls: server.fault.hasTLS ? LintedKeys.plan : nil),
     mayWrite: writes)
   try run.prepare()
   var results: [LintResult] = []
@@ -53,19 +67,76 @@ private let named: [Fault: [String]] = [
   .answersDISC: ["disc.soft"],
   .hangsAtDISC: ["disc.soft"],
   .otherBytesOnSecondRead: ["read.modes-agree"],
+  .oddAnswerToExtended: ["ext.negotiate"],
+  .acceptsExtendedData: ["ext.data"],
+  .structuredWinsOverExtended: ["ext.after-structured"],
+  .secondExtendedResets: ["ext.duplicate"],
+  .structuredAfterExtended: ["ext.structured-after"],
+  .noMetaWithoutStructured: ["ext.meta-without-structured"],
+  .payloadFlagWithoutContext: ["ext.flag-payload"],
+  .otherOffsetInChunk: ["ext.read"],
+  .simpleErrorsInExtended: ["ext.errors"],
+  .dropsExtendedWrites: ["ext.write"],
+  .compactStatusInExtended: ["ext.block-status"],
+  .upperStatusBits: ["ext.block-status"],
+  .otherStatusInExtended: ["ext.same-status"],
+  .hangsWithoutPayloadFlag: ["ext.write-no-payload-flag"],
+  .leavesPayloadOfOthers: ["ext.payload-on-others"],
+  .waitsForHugePayload: ["ext.payload-too-large"],
+  .takesCompactRequests: ["ext.compact-magic"],
+  .cutsReadLengths: ["ext.read-64bit-length"],
+  .cutsLengths: ["ext.trim-wz-64bit-oob", "ext.wz-64bit"],
+  .refusesLongStatus: ["ext.block-status-64bit"],
+  .ignoresStatusPayload: ["ext.bs-payload"],
+  .acceptsUnknownContextIDs: ["ext.bs-payload-bad"],
+  .acceptsSecondStartTLS: ["tls.second-starttls"],
+  .keepsStateOverTLS: ["tls.state-dropped"],
+  .acceptsStartTLSData: ["tls.starttls-data"],
+  .refusesAbortBeforeTLS: ["tls.forced"],
+  .obeysPlainTextBehindStartTLS: ["tls.plain-inject"],
 ]
+
+/// Faults that show only where there are more than 4 GiB.
+private let hugeFaults: Set<Fault> = [.cutsLengths, .refusesLongStatus]
 
 @Suite struct `lint before a scripted server` {
   @Test func `finds nothing where there is nothing`() throws {
-    let report = try judge(try ScriptedServer(.none))
+    let report = try judge(try ScriptedServer(.none), seconds: 60)
     #expect(report.failures().map { "\($0.check.id): \($0.outcome)" } == [])
     #expect(report.passedCount > 100)
   }
 
-  @Test(arguments: Fault.allCases.filter { $0 != .none })
+  @Test func `finds nothing where there is nothing, inside TLS`() throws {
+    let report = try judge(try ScriptedServer(.offersTLS), seconds: 60)
+    #expect(report.failures().map { "\($0.check.id): \($0.outcome)" } == [])
+    #expect(report.passedCount > 125)
+    #expect(report.survey.tlsVersion == "TLS1.3")
+  }
+
+  @Test func `finds nothing where there is nothing, on 9 GiB`() throws {
+    let report = try judge(
+      try ScriptedServer(.none, size: 9 << 30), only: ["ext."], seconds: 60)
+    #expect(report.failures().map { "\($0.check.id): \($0.outcome)" } == [])
+    #expect(report.skippedCount == 0, "\(report.humanText)")
+  }
+
+  @Test func `refuses to judge where TLS does not come about`() throws {
+    let server = try ScriptedServer(.none)
+    var run = LintRun(
+      server: LintServer(
+        place: LintPlace(.unix(path: server.path)), deadlineSeconds: 1, tls: LintedKeys.plan),
+      mayWrite: false)
+    do throws(LintRefusal) {
+      try run.prepare()
+      Issue.record("a server without TLS was judged inside TLS")
+    } catch { #expect("\(error)".contains("TLS: ")) }
+  }
+
+  @Test(arguments: Fault.allCases.filter { $0 != .none && $0 != .offersTLS })
   func `names the rule that is broken`(_ fault: Fault) throws {
     let expected = try #require(named[fault], "no rule is named for \(fault)")
-    let report = try judge(try ScriptedServer(fault), only: expected)
+    let size: UInt64 = hugeFaults.contains(fault) ? 9 << 30 : UInt64(ScriptedServer.byteCount)
+    let report = try judge(try ScriptedServer(fault, size: size), only: expected)
     let failed = report.failures().map(\.check.id)
     for id in expected { #expect(failed.contains(id), "\(fault): \(report.humanText)") }
   }
@@ -91,7 +162,7 @@ private let named: [Fault: [String]] = [
     let server = try ScriptedServer(.none)
     let before = server.contents
     let only = ["write.", "wz.", "trim.", "disc.", "model.", "load.", "bs."]
-    let report = try judge(server, only: only)
+    let report = try judge(server, only: only, seconds: 60)
     #expect(report.passedCount > 30)
     #expect(server.contents == before)
   }
@@ -99,7 +170,7 @@ private let named: [Fault: [String]] = [
   @Test func `gives back what it overwrote when the check has failed`() throws {
     let server = try ScriptedServer(.zeroesTooMuch)
     let before = server.contents
-    #expect(try judge(server, only: ["wz.basic"]).failures().count == 1)
+    #expect(try judge(server, only: ["wz.basic"], seconds: 60).failures().count == 1)
     #expect(server.contents == before)
   }
 

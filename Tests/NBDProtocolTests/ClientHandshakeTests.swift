@@ -33,7 +33,10 @@ private struct ClientTalk {
   }
 
   var refusal: String? {
-    if case .refused(let reason) = handshake.outcome { reason } else { nil }
+    switch handshake.outcome {
+    case .refused(let reason), .insecure(let reason): reason
+    case .negotiating, .startTLS, .ready, .listed, .violated: nil
+    }
   }
 
   /// The numbers of the options that were sent.
@@ -224,6 +227,20 @@ private func goAnswer(_ infos: [UInt8]...) -> [UInt8] {
     var injected = ClientTalk(goal)  // the class of CVE-2021-3716
     injected.feed(greeting(), optionReply(5, ReplyType.ack), acks)
     #expect(injected.violation == .plaintextBehindTLS(byteCount: acks.count))
+  }
+
+  @Test func `goes on in clear where TLS was only offered`() {
+    let goal = ClientGoal(.enter(exportName: "disk"), contexts: .none, tls: .offered)
+    var talk = ClientTalk(goal)
+    talk.feed(greeting(), optionReply(5, ReplyType.unsup), acks, goAnswer(exportInfo(1)))
+    #expect(talk.session?.isEncrypted == false)
+    #expect(talk.options == [5, 11, 7])
+    var old = ClientTalk(goal)
+    old.feed(greeting(0))
+    #expect(old.options == [1])
+    var willing = ClientTalk(goal)
+    willing.feed(greeting(), optionReply(5, ReplyType.ack))
+    #expect(willing.handshake.outcome == .startTLS)
   }
 
   @Test func `says that the server wants TLS`() {

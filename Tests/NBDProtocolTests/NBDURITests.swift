@@ -42,6 +42,8 @@ private func fault(_ text: String) -> String? {
       ("NBD://Host", .tcp(host: "Host", port: 10809)),
       ("nbd+unix:///?socket=/run/a%20b.sock", .unix(path: "/run/a b.sock")),
       ("nbd+unix:///?socket=%00/abstract", .unix(path: "\0/abstract")),
+      // uri.md, "NBD URI socket parameter": abstract begins with NUL; this is a file's name.
+      ("nbd+unix:///?socket=@name", .unix(path: "@name")),
       ("nbd+vsock://2", .vsock(contextID: 2, port: 10809)),
       ("nbd+vsock://4294967295:4294967295/e", .vsock(contextID: .max, port: .max)),
     ])

@@ -296,6 +296,44 @@ private let eight: [UInt8] = [1, 2, 3, 4, 5, 6, 7, 8]
     }
   }
 
+  @Test func `comes once for each context where QEMU 7_2 answers BLOCK_STATUS`() throws {
+    // Each of them says DONE. proto.md "Terminating the transmission phase": MAY, not MUST.
+    let error = chunk(1, 0x8001, errorPayload(5))
+    let requests = [request(.blockStatus), request(.write, 2)]
+    let failed = ServerAnswer(cookie: 1, outcome: .failed(ServerFailure(number: 5)))
+    let good = simpleReply(2, error: 5)
+    let whole = try decode(error + error + good, requests, contexts: [3, 4])
+    #expect(whole.count == 2 && whole[0] == failed)
+    // Other answers may lie between the two.
+    #expect(try decode(error + good + error, requests, contexts: [3, 4]).count == 2)
+    // Not more than contexts; not for one context; no other chunk; not for another request.
+    for (bytes, contexts) in [
+      (error + error + error, [3, 4]), (error + error, [3]), (error + chunk(1, 0), [3, 4]),
+      (error + chunk(1, 0x8001, errorPayload(5), flags: 0), [3, 4]),
+      (good + chunk(2, 0x8001, errorPayload(5)), [3, 4]),
+    ] as [([UInt8], [UInt32])] {
+      #expect(throws: ClientViolation.self) { try decode(bytes, requests, contexts: contexts) }
+    }
+    // What succeeded has succeeded.
+    #expect(throws: ClientViolation.unknownCookie(1)) {
+      try decode(chunk(1, 0) + error, [request(.write)], contexts: [3, 4])
+    }
+  }
+
+  @Test func `after the last one is remembered for a bounded number of requests`() throws {
+    // A server that sends one error for each leaves nothing behind that grows.
+    var decoder = ReplyDecoder(mode: .structured, contextIDs: [3, 4])
+    for cookie in 1...200 as ClosedRange<UInt64> {
+      decoder.expect(request(.blockStatus, cookie))
+      try decoder.receive(chunk(cookie, 0x8001, errorPayload(5))[...])
+    }
+    try decoder.receive(chunk(200, 0x8001, errorPayload(5))[...])
+    try decoder.receive(chunk(140, 0x8001, errorPayload(5))[...])
+    #expect(throws: ClientViolation.unknownCookie(100)) {
+      try decoder.receive(chunk(100, 0x8001, errorPayload(5))[...])
+    }
+  }
+
   @Test func `comes once for a request`() {
     let error = chunk(1, 0x8001, errorPayload(5), flags: 0)
     #expect(throws: ClientViolation.secondError(cookie: 1)) {

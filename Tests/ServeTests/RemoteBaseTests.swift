@@ -321,6 +321,43 @@ private let baseByteCount = 3 << 20
     #expect(later.filter { $0.contains("open") }.isEmpty)
   }
 
+  // A worker that was started as root cannot read the keys any more.
+  @Test func `is connected to again over TLS with the keys that were read at the start`() throws {
+    let bench = try RemoteBench()
+    let bytes = RemoteBench.contents(baseByteCount)
+    try bench.makeRaw("base", bytes)
+    let keys = bench.folder.path("keys")
+    try "vm:\(String(repeating: "0123456789abcdef", count: 4))\n".write(
+      toFile: keys, atomically: true, encoding: .utf8)
+    chmod(keys, 0o600)
+    let socket = bench.folder.path("base.sock")
+    let words = ["-f", "-U", socket, "--tls=require", "--tls-psk=\(keys)", "file"]
+    let start = { () throws -> Daemon in
+      unlink(socket)
+      let daemon = try Daemon(
+        requireTool("nbdkit"), words + [bench.folder.path("base")], socketPath: socket,
+        readiness: .socketAnswers)
+      chmod(socket, 0o666)
+      return daemon
+    }
+    var base = try start()
+    let uri = "nbds+unix://vm@/base?socket=\(socket)&tls-psk-file=\(keys)"
+    let created = try runTool(
+      ServedProcess.path(of: "strata"), "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw",
+      bench.folder.path("disk"))
+    #expect(created.code == 0, "\(created.error)")
+    try bench.serve(["--allow-remote-base", uri])
+    let client = try bench.client()
+    #expect(try client.read(0, 4096).data == Array(bytes[..<4096]))
+    kill(base.processID, SIGKILL)
+    base.stop()
+    base = try start()
+    #expect(try client.read(2 << 20, 4096).data == Array(bytes[(2 << 20)..<(2 << 20) + 4096]))
+    try client.disconnect()
+    #expect(bench.stop() == 0)
+    base.stop()
+  }
+
   private func waitForFile(_ path: String) throws {
     let deadline = Deadline(seconds: 10)
     while !ServeFixture.exists(path) {

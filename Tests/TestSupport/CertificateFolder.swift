@@ -12,16 +12,22 @@ public final class CertificateFolder: Sendable {
   /// What a certificate is to say, besides its name.
   public enum Validity: Sendable { case now, expired }
 
-  /// Makes an authority and a server that is "localhost".
-  public init(serverValidity: Validity = .now) throws {
+  /// What stands in a server's certificate beside its common name, "localhost".
+  public static let localhostNames = ["dns_name = localhost", "ip_address = 127.0.0.1"]
+
+  /// Makes an authority and a server.
+  public init(
+    serverValidity: Validity = .now, serverNames: [String] = localhostNames,
+    serverPurpose: String = "tls_www_server"
+  ) throws {
     folder = try TemporaryFolder()
     try makeAuthority("ca")
     try FileManager.default.createDirectory(
       atPath: serverPath, withIntermediateDirectories: false)
     try copy("ca-cert.pem", "server/ca-cert.pem")
     try makeCertificate(
-      "server/server", ["cn = localhost", "dns_name = localhost", "tls_www_server"],
-      authority: "ca", serverValidity)
+      "server/server", ["cn = localhost", serverPurpose] + serverNames, authority: "ca",
+      serverValidity)
   }
 
   /// The folder of the server.
@@ -69,6 +75,26 @@ public final class CertificateFolder: Sendable {
       "--generate-crl", "--load-ca-privkey", folder.path("ca-key.pem"), "--load-ca-certificate",
       folder.path("ca-cert.pem"), "--load-certificate", revoked, "--template", template,
       "--outfile", "\(serverPath)/ca-crl.pem")
+  }
+
+  /// Gives the server a certificate that it has signed itself.
+  public func signServerByItself() throws {
+    let template = try write(
+      "self.tmpl",
+      (["cn = localhost", "tls_www_server", "expiration_days = 30"] + Self.localhostNames)
+        .joined(separator: "\n") + "\n")
+    try certtool(
+      "--generate-self-signed", "--load-privkey", folder.path("server/server-key.pem"),
+      "--template", template, "--outfile", folder.path("server/server-cert.pem"))
+  }
+
+  /// Puts the server's certificate on the list of revoked ones of the client in `folderPath`.
+  public func revokeServer(for folderPath: String) throws {
+    let template = try write("crl.tmpl", "crl_next_update = 30\ncrl_number = 1\n")
+    try certtool(
+      "--generate-crl", "--load-ca-privkey", folder.path("ca-key.pem"), "--load-ca-certificate",
+      folder.path("ca-cert.pem"), "--load-certificate", folder.path("server/server-cert.pem"),
+      "--template", template, "--outfile", "\(folderPath)/ca-crl.pem")
   }
 
   private func makeCertificate(

@@ -18,6 +18,8 @@ public final class Daemon: @unchecked Sendable {  // all state is fixed in init,
     case readyDescriptor
     /// The socket accepts a connection: for peers that do not tell.
     case socketAnswers
+    /// A file is there, such as the one with the process's number.
+    case fileAppears(String)
   }
 
   /// Starts `executable` and returns when it is ready, or throws with what it wrote to stderr.
@@ -45,6 +47,7 @@ public final class Daemon: @unchecked Sendable {  // all state is fixed in init,
     switch readiness {
     case .readyDescriptor: try waitForLine(ends[0], deadline)
     case .socketAnswers: try waitForSocket(deadline)
+    case .fileAppears(let path): try waitForFile(path, deadline)
     }
   }
 
@@ -88,6 +91,15 @@ public final class Daemon: @unchecked Sendable {  // all state is fixed in init,
       stop(deadlineSeconds: 1)
       throw WireError.ended("the server \(what): \(errorText)")
     }
+  }
+
+  private func waitForFile(_ path: String, _ deadline: Deadline) throws {
+    while deadline.secondsLeft > 0 && isAlive {
+      if access(path, F_OK) == 0 { return }
+      usleep(5_000)
+    }
+    stop(deadlineSeconds: 1)
+    throw WireError.ended("the server did not come up: \(errorText)")
   }
 
   private func waitForSocket(_ deadline: Deadline) throws {

@@ -20,6 +20,7 @@ public struct OptionAnswer: Hashable, Sendable {
   public static let unsup: UInt32 = 0x8000_0001
   public static let policy: UInt32 = 0x8000_0002
   public static let invalid: UInt32 = 0x8000_0003
+  public static let tlsRequired: UInt32 = 0x8000_0005
   public static let unknown: UInt32 = 0x8000_0006
   public static let shutdown: UInt32 = 0x8000_0007
   public static let tooBig: UInt32 = 0x8000_0009

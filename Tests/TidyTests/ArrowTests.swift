@@ -18,10 +18,10 @@ private let arrows: [String: Set<String>] = [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Inflate", "Synchronization",
   ],
   // The mailbox between tasks and a connection's thread is a mutex.
-  "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "Synchronization"],
+  "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Synchronization"],
   "ImageTools": ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
   // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
-  "NBDLint": ["LinuxIO", "ImageTools"],
+  "NBDLint": ["LinuxIO", "TLS", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
     // The exports that are opened as images are behind a mutex.
@@ -31,8 +31,8 @@ private let arrows: [String: Set<String>] = [
     "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
   "strata": [
-    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "BlockTypes",
-    "Qcow2", "Synchronization", "ArgumentParser",
+    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "TLS",
+    "BlockTypes", "Qcow2", "Synchronization", "ArgumentParser",
   ],
 ]
 

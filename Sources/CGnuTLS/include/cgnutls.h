@@ -111,6 +111,11 @@ static inline int cgnutls_add_authorities(gnutls_certificate_credentials_t crede
   return gnutls_certificate_set_x509_trust_mem(credentials, &datum, GNUTLS_X509_FMT_PEM);
 }
 
+/// The same with those that this system believes.
+static inline int cgnutls_add_system_authorities(gnutls_certificate_credentials_t credentials) {
+  return gnutls_certificate_set_x509_system_trust(credentials);
+}
+
 /// The number of lists of revoked certificates that were read, or an error.
 static inline int cgnutls_add_revocations(gnutls_certificate_credentials_t credentials,
                                           const void *pem, size_t byte_count) {
@@ -189,6 +194,16 @@ static inline int cgnutls_use_server_psk(gnutls_session_t session,
 static inline int cgnutls_use_client_psk(gnutls_session_t session,
                                          gnutls_psk_client_credentials_t credentials) {
   return gnutls_credentials_set(session, GNUTLS_CRD_PSK, credentials);
+}
+
+/// Says to a server by which of its names it is meant; only for names, not for IP addresses.
+static inline int cgnutls_tell_server_name(gnutls_session_t session, const char *name) {
+  return gnutls_server_name_set(session, GNUTLS_NAME_DNS, name, strlen(name));
+}
+
+/// Whether the server proved itself with a shared key.
+static inline int cgnutls_server_has_psk(gnutls_session_t session) {
+  return gnutls_auth_server_get_type(session) == GNUTLS_CRD_PSK;
 }
 
 static inline void cgnutls_ask_for_certificate(gnutls_session_t session) {

@@ -117,6 +117,7 @@ extension Engine {
     }
     output.removeAll(keepingCapacity: output.capacity <= Self.outputByteCountMax)
     sentByteCount = 0
+    if let transport, transport.hasUnsent, case .closed = transport.send([]) { isCutOff = true }
     return nil
   }
 
@@ -125,6 +126,8 @@ extension Engine {
     for _ in 0..<Self.receivesMax {
       switch transport?.receive(into: &input) {
       case .bytes(let count):
+        // After the goodbye nothing is an answer to anything.
+        if goodbyeDeadline != nil { continue }
         lastProgress = MonotonicClock.nanoseconds
         do throws(ClientViolation) {
           try decoder.receive(input[..<count])
@@ -135,8 +138,12 @@ extension Engine {
         }
         if let end = deliver() { return end }
         if count < input.count { return nil }
-      case .wouldBlock: return isCutOff ? lost("the server closed the connection") : nil
-      case .closed, nil: return lost("the server closed the connection")
+      case .wouldBlock:
+        guard isCutOff else { return nil }
+        return goodbyeDeadline != nil ? .closed : lost("the server closed the connection")
+      case .closed, nil:
+        if goodbyeDeadline != nil { return .closed }
+        return lost(transport?.endReason ?? "the server closed the connection")
       }
     }
     return nil
@@ -221,7 +228,10 @@ extension Engine {
         return .lost(.timedOut("the server does not answer, and nobody waits any more"))
       }
     }
-    guard flights.isEmpty, output.isEmpty else { return nil }
+    if let goodbyeDeadline {
+      return MonotonicClock.nanoseconds < goodbyeDeadline ? nil : .closed
+    }
+    guard flights.isEmpty, output.isEmpty, transport?.hasUnsent != true else { return nil }
     let isIdle = queueStart == queue.count && replay.isEmpty
     guard serverIsStopping || (isClosing && isIdle) else { return nil }
     var bytes: [UInt8] = []
@@ -229,7 +239,12 @@ extension Engine {
       .append(to: &bytes, isExtended: isExtended)
     // 28 bytes into an empty socket; a server that is gone does not need them.
     _ = transport?.send(bytes[...])
-    return serverIsStopping ? .failed(.lost("the server is shutting down")) : .closed
+    // Spec: proto.md, "Terminating the transmission phase": TLS is closed down before TCP.
+    let isAnswered = transport?.sayGoodbye() == true
+    if serverIsStopping { return .failed(.lost("the server is shutting down")) }
+    guard isAnswered else { return .closed }
+    goodbyeDeadline = MonotonicClock.nanoseconds + Self.goodbyeNanosecondsMax
+    return nil
   }
 
   private func wait() {
@@ -239,11 +254,11 @@ extension Engine {
       !serverIsStopping && queueStart < queue.count && replay.isEmpty
       && flights.count < options.requestsInFlightMax && output.isEmpty
     let canReplay = !replay.isEmpty && flights.isEmpty
-    guard !canSend, !canReplay else { return }
+    guard !canSend, !canReplay, !transport.hasReceived else { return }
+    let isTimed = goodbyeDeadline != nil || options.replySecondsMax != nil && !flights.isEmpty
     ByteSocket.wait(
-      socket: transport.descriptor, forOutput: !output.isEmpty, bell: mailbox.bellDescriptor,
-      milliseconds: flights.isEmpty
-        ? -1
-        : patienceEnd != nil ? 100 : options.replySecondsMax == nil ? -1 : 1_000)
+      socket: transport.descriptor, forOutput: !output.isEmpty || transport.hasUnsent,
+      bell: mailbox.bellDescriptor,
+      milliseconds: patienceEnd != nil && !flights.isEmpty ? 100 : isTimed ? 1_000 : -1)
   }
 }

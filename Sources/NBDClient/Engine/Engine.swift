@@ -51,6 +51,8 @@ final class Engine {
   var isClosing = false
   /// The server takes nothing any more; it may have said something before.
   var isCutOff = false
+  /// Both sides have said goodbye, or will: until when the server's end is waited for.
+  var goodbyeDeadline: UInt64?
   /// Without reconnecting: the server said that it stops, so nothing is sent any more.
   var serverIsStopping = false
 
@@ -72,6 +74,8 @@ final class Engine {
   static let inputByteCount = 256 << 10
   /// How long an answer, or a new connection, is waited for in a process that stops.
   static let hurriedNanosecondsMax: UInt64 = 1_000_000_000
+  /// How long the server's own goodbye is waited for.
+  static let goodbyeNanosecondsMax: UInt64 = 1_000_000_000
   /// Receives before sending has its turn again.
   static let receivesMax = 16
 
@@ -79,7 +83,7 @@ final class Engine {
     self.uri = uri
     self.options = options
     self.mailbox = mailbox
-    opener = Opener(uri: uri, mailbox: mailbox)
+    opener = Opener(uri: uri, tls: options.tls, mailbox: mailbox)
     journal = WriteJournal(byteCountMax: options.reconnect?.replayByteCountMax ?? 0)
   }
 
@@ -199,7 +203,8 @@ extension NBDClientFault {
   var mayPass: Bool {
     switch self {
     case .unreachable, .lost, .refused, .timedOut: true
-    case .unsupported, .violated, .request, .failed, .writesLost, .exportChanged, .cancelled,
+    case .unsupported, .insecure, .violated, .request, .failed, .writesLost, .exportChanged,
+      .cancelled,
       .closed, .tooManyRequests:
       false
     }

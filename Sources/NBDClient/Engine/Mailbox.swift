@@ -40,6 +40,9 @@ final class Mailbox: Sendable {
 
   var bellDescriptor: Int32 { bell.descriptor }
 
+  /// Silences the bell for a thread that takes its mail later.
+  func hush() { bell.take() }
+
   /// Whether the client wants to go.
   var isClosing: Bool { state.withLock { $0.mail.isClosing } }
 

@@ -46,7 +46,7 @@ public final class ExportStorage: RemoteStorage {
       throw .unsupported("\(error)")
     }
     let engine = Engine(uri, options, mailbox)
-    try engine.opener.rememberAddresses()
+    try engine.opener.prepare()
     try engine.open()
     guard let session = engine.session else {
       preconditionFailure("a connection was opened without a session")

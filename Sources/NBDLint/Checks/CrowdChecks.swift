@@ -76,9 +76,11 @@ enum CrowdChecks {
       case 1: try probe.greet()
       case 2:
         try probe.greet()
+        try probe.startTLS(server.tls)
         try probe.sendOption(Option.go, Probe.infoData(server.export))
       default:
         try probe.greet()
+        try probe.startTLS(server.tls)
         try probe.enter(server.export)
         try probe.send(Command.read, length: UInt64(probe.blockByteCount))
       }
@@ -107,7 +109,7 @@ enum CrowdChecks {
       try need(length == 1 << 20, "the export is too small")
       for _ in 0..<16 { try probe.send(Command.read, length: length) }
       // Replies must be on their way when it dies.
-      _ = probe.socket.hasInput(withinMilliseconds: 1000)
+      _ = try probe.socket.hasInput(withinMilliseconds: 1000)
       probe.socket.abandon()
     }
     try server.demandServiceAfterDeath()

@@ -78,14 +78,14 @@ enum EndChecks {
 
   private static func halfClose(_ server: LintServer) throws(LintStop) {
     let (probe, byteCount) = try reading(server)
-    probe.socket.shutDownSending()
+    try probe.socket.shutDownSending()
     try demandWhole(probe, byteCount, after: "a half-close with reads outstanding")
     try server.demandService()
   }
 
   private static func halfCloseHandshake(_ server: LintServer) throws(LintStop) {
     let probe = try server.greeted()
-    probe.socket.shutDownSending()
+    try probe.socket.shutDownSending()
     try probe.demandEnd(after: "a half-close in the handshake")
     try server.demandService()
   }

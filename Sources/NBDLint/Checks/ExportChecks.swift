@@ -51,7 +51,7 @@ enum ExportChecks {
     try need(probe.handshakeFlags & 2 != 0, "the server does not offer NO_ZEROES")
     try probe.enterByName(server.export)
     try demand(
-      !probe.socket.hasInput(withinMilliseconds: 50), "nothing behind size and flags",
+      try !probe.socket.hasInput(withinMilliseconds: 50), "nothing behind size and flags",
       got: "bytes, or the end of the connection")
     try probe.demandInStep(after: "EXPORT_NAME without zeroes")
   }

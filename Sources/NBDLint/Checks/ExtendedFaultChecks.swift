@@ -136,10 +136,58 @@ enum ExtendedFaultChecks {
   }
 
   private static func zeroes64(_ server: LintServer) throws(LintStop) {
-    let probe = try server.writable(.extended)
-    try need(probe.size > (8 << 30), "the export is too small to spare more than 4 GiB")
-    // Saving and giving back gigabytes is more than a check may ask for.
-    throw .skipped("more than 4 GiB cannot be borrowed")
+    let (start, length) = try zeroRange(server)
+    let block = UInt64(try server.writable(.extended).blockByteCount)
+    // Cut to 32 bits this is one block.
+    let wanted = (1 << 32) + block
+    try need(length >= wanted, "no 4 GiB in a row are told to be zero")
+    let last = start + wanted - block
+    // All of the range is zero already: only the two blocks are borrowed.
+    try server.withArea(start, Int(block)) { (first) throws(LintStop) in
+      try server.withArea(last, Int(block)) { (end) throws(LintStop) in
+        let probe = try server.writable(.extended)
+        try need(probe.has(ExportFlag.sendWriteZeroes), "the server does not offer WRITE_ZEROES")
+        let data = filler(Int(block), 64)
+        for area in [first, end] {
+          try probe.expectSuccess(try probe.write(area.offset, data), "a WRITE")
+        }
+        let outcome = try probe.call(Command.writeZeroes, offset: start, length: wanted)
+        try probe.expectError(
+          outcome, Errno.none, Errno.overflow, Errno.invalid, of: "WRITE_ZEROES of \(wanted) bytes")
+        if outcome.error == 0 {
+          for area in [first, end] {
+            try demandEqual(
+              try probe.bytes(area.offset, Int(block)), zeroes(Int(block)),
+              "zeroes at both ends of the range")
+          }
+        }
+        try probe.demandInStep(after: "WRITE_ZEROES of more than 4 GiB")
+      }
+    }
+  }
+
+  /// The longest range that base:allocation tells to read as zeroes.
+  private static func zeroRange(
+    _ server: LintServer
+  ) throws(LintStop) -> (start: UInt64, length: UInt64) {
+    let probe = try server.entered(.extended, contexts: [StatusChecks.base])
+    let block = UInt64(probe.blockByteCount)
+    let end = probe.size / block * block
+    try need(end > 4 << 30, "the export has no more than 4 GiB")
+    var best: (start: UInt64, length: UInt64) = (0, 0)
+    var run: (start: UInt64, length: UInt64) = (0, 0)
+    var position: UInt64 = 0
+    for _ in 0..<1_000 where position < end {
+      for extent in try StatusChecks.extents(probe, position, end - position) {
+        // The last one may pass the end.
+        let length = min(extent.length, end - position)
+        let isZero = extent.status & 2 != 0
+        run = isZero ? (run.length > 0 ? run.start : position, run.length + length) : (0, 0)
+        if run.length > best.length { best = run }
+        position += length
+      }
+    }
+    return best
   }
 
   /// A probe on a server that takes context ids, with all contexts selected.

@@ -27,12 +27,12 @@ enum GreetingChecks {
     let probe = try server.connect()
     try probe.greet()
     try demand(
-      !probe.socket.hasInput(withinMilliseconds: 50), "silence until the client has spoken",
+      try !probe.socket.hasInput(withinMilliseconds: 50), "silence until the client has spoken",
       got: "more bytes, or the end of the connection")
   }
 
   private static func flags(_ server: LintServer) throws(LintStop) {
-    let probe = try server.greeted()
+    let probe = try server.greetedInClear()
     let text = "0x\(String(probe.handshakeFlags, radix: 16))"
     try demand(probe.handshakeFlags & 1 == 1, "fixed newstyle in the handshake flags", got: text)
     try demand(
@@ -42,14 +42,15 @@ enum GreetingChecks {
 
   private static func unknownClientFlag(_ server: LintServer) throws(LintStop) {
     for flags in [4, 7, 0x8000_0001] as [UInt32] {
-      let probe = try server.greeted(flags: flags)
+      let probe = try server.greetedInClear(flags: flags)
       try probe.demandEnd(after: "client flags 0x\(String(flags, radix: 16))")
     }
     try server.demandService()
   }
 
   private static func noFixedNewstyle(_ server: LintServer) throws(LintStop) {
-    let probe = try server.greeted(flags: 0)
+    try need(server.tls == nil, "there is no TLS without fixed newstyle")
+    let probe = try server.greetedInClear(flags: 0)
     try probe.enterByName(server.export, expectsZeroes: true)
     try probe.demandInStep(after: "EXPORT_NAME")
   }

@@ -212,7 +212,7 @@ enum InfoChecks {
       try answer.demandAck("GO")
       try other.note(try answer.facts(), agreesOnBlockSizes: true)
       try demand(
-        !other.socket.hasInput(withinMilliseconds: 50), "nothing behind the ACK of GO",
+        try !other.socket.hasInput(withinMilliseconds: 50), "nothing behind the ACK of GO",
         got: "bytes, or the end of the connection")
       try other.demandInStep(after: "GO")
     }

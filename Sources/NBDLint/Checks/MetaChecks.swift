@@ -345,6 +345,15 @@ enum MetaChecks {
   }
 
   private static func otherExport(_ server: LintServer) throws(LintStop) {
+    let other: String
+    if let name = server.otherExport { other = name } else { other = try secondExport(server) }
+    let probe = try structured(server)
+    try probe.select([base], of: other)
+    try demandNoContext(probe, server, after: "SET_META_CONTEXT of another export")
+  }
+
+  /// The name of an export besides the one under judgement, as the server lists it.
+  private static func secondExport(_ server: LintServer) throws(LintStop) -> String {
     let probe = try structured(server)
     let list = try probe.ask(Option.list)
     try need(list.isAck, "the server lists nothing: \(list.text)")
@@ -352,9 +361,8 @@ enum MetaChecks {
     let own = [Array(server.export.utf8), try entered.facts().name ?? []]
     let other = try list.servers().first { !own.contains($0.name) }
     guard let other, !server.export.isEmpty else {
-      throw .skipped("the server has no second export, or none was named")
+      throw .skipped("the server lists no second export: say --other-export, where it has one")
     }
-    try probe.select([base], of: String(decoding: other.name, as: UTF8.self))
-    try demandNoContext(probe, server, after: "SET_META_CONTEXT of another export")
+    return String(decoding: other.name, as: UTF8.self)
   }
 }

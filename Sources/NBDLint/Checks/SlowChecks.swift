@@ -62,12 +62,15 @@ enum SlowChecks {
     try server.needSecondClient()
     let slow = try server.connect()
     _ = try slow.socket.receive(18, "a greeting of 18 bytes")
-    let data = Probe.infoData(server.export, [Info.blockSize])
-    let option = Probe.option(Option.go, data)
-    for (index, byte) in (wire(UInt32(1)) + option).enumerated() {
-      try slow.socket.send([byte])
-      if index % 8 == 0 { try server.demandService() }
+    func dribble(_ bytes: [UInt8]) throws(LintStop) {
+      for (index, byte) in bytes.enumerated() {
+        try slow.socket.send([byte])
+        if index % 8 == 0 { try server.demandService() }
+      }
     }
+    try dribble(wire(UInt32(1)))
+    try slow.startTLS(server.tls)
+    try dribble(Probe.option(Option.go, Probe.infoData(server.export, [Info.blockSize])))
     let answer = try slow.receiveAnswer(to: Option.go)
     try need(answer.type != Reply.unsup, "the server does not know GO")
     try answer.demandAck("GO byte by byte")
@@ -85,17 +88,9 @@ enum SlowChecks {
     guard let seconds = server.handshakeSecondsMax else {
       throw .skipped("say --handshake-timeout SECONDS when the server promises one")
     }
-    let patient = server.withDeadline(seconds: seconds + 2)
+    let patient = server.with(deadlineSeconds: seconds + 2)
     let probe = try patient.connect()
     let bytes = try probe.socket.receiveUntilEnd("the end of a silent client's connection")
     try demand(bytes.count == 18, "the greeting and then the end", got: "\(bytes.count) bytes")
-  }
-}
-
-extension LintServer {
-  /// The same server with another deadline.
-  fileprivate func withDeadline(seconds: Int) -> LintServer {
-    LintServer(
-      place: place, deadlineSeconds: seconds, handshakeSecondsMax: handshakeSecondsMax)
   }
 }

@@ -11,12 +11,6 @@ enum ZeroChecks {
     LintCheck(
       "wz.unaligned", .must, "Any range of bytes can be zeroed, exactly.",
       Source.text("Size constraints"), writes: true, run: unaligned),
-    .unseen(
-      "wz.no-hole-allocates", .must, "With NO_HOLE the range is provisioned afterwards.",
-      Source.text("Command flags"), because: "the server's files are not seen from here"),
-    .unseen(
-      "wz.sparse", .quality, "Without NO_HOLE, space may be given back.",
-      Source.text("Command flags"), because: "the server's files are not seen from here"),
     LintCheck(
       "wz.oob", .should, "WRITE_ZEROES past the end gets ENOSPC.",
       Source.text("Error values"), writes: true, run: outside),

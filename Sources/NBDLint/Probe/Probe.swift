@@ -3,6 +3,8 @@
 // A client that can be right, and can be wrong on purpose: the handshake.
 // Spec: proto.md, "Handshake phase". This file performs socket I/O.
 
+import TLS
+
 /// How requests and replies look.
 enum ReplyStyle: String, Sendable, CaseIterable {
   case simple
@@ -62,6 +64,13 @@ final class Probe {
       got: hexadecimal(wire(magic, style)))
     handshakeFlags = try reader.integer()
     try socket.send(wire(flags ?? UInt32(handshakeFlags & 3)))
+  }
+
+  /// Begins TLS; does nothing without a plan for it.
+  func startTLS(_ plan: TLSClientPlan?) throws(LintStop) {
+    guard let plan else { return }
+    try ask(Option.startTLS).demandAck("STARTTLS")
+    try socket.secure(plan)
   }
 
   static func option(_ number: UInt32, _ payload: [UInt8] = []) -> [UInt8] {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A connection on which every wait has a deadline and every receive a bound.
-// This file performs socket I/O.
+// A connection on which every wait has a deadline and every receive a bound, in clear or inside
+// TLS. This file performs socket I/O.
 
 import LinuxIO
+import TLS
 
 /// One connection to the server under judgement.
 final class ProbeSocket {
@@ -11,6 +12,8 @@ final class ProbeSocket {
   static let heldByteCountMax = 160 << 20
 
   private let socket: ByteSocket
+  /// Between the socket and everything else, once TLS is up.
+  private var tls: ProbeTLS?
   let deadlineSeconds: Int
   /// Bytes that came and were not asked for yet, from `heldStart` on.
   private var held: [UInt8] = []
@@ -19,44 +22,55 @@ final class ProbeSocket {
 
   init(to server: LintServer) throws(LintStop) {
     deadlineSeconds = server.deadlineSeconds
-    switch server.place.address {
-    case .unix(let path): socket = try ProbeSocket.unix(path, server.deadlineSeconds)
-    case .tcp(let host, let port): socket = try ProbeSocket.tcp(host, port, server.deadlineSeconds)
-    }
-  }
-
-  private static func unix(_ text: String, _ seconds: Int) throws(LintStop) -> ByteSocket {
-    let path: UnixSocketPath
-    do throws(SocketError) { path = try UnixSocketPath(text) } catch {
-      throw .unreachable("\(text): \(error)")
-    }
-    let deadline = ProbeDeadline(seconds: seconds)
-    while true {
-      do throws(SystemError) { return try ByteSocket(connectingTo: path) } catch {
-        // Others are waiting to be accepted; there is nothing to wait on but time.
-        guard error.isTryAgain, deadline.millisecondsLeft > 0 else {
-          throw .unreachable("\(text): \(error)")
-        }
-        MonotonicClock.sleep(milliseconds: 5)
+    let deadline = ProbeDeadline(seconds: server.deadlineSeconds)
+    do throws(Dialer.Fault) {
+      socket = try Dialer(deadline: deadline.end).connect(to: server.place.address)
+    } catch {
+      switch error {
+      case .unreachable(let reason): throw .unreachable("\(server.place.text): \(reason)")
+      case .timedOut, .givenUp:
+        throw .unreachable("\(server.place.text): nothing within \(deadlineSeconds) s")
       }
     }
   }
 
-  private static func tcp(
-    _ host: String, _ port: UInt16, _ seconds: Int
-  ) throws(LintStop) -> ByteSocket {
-    let addresses: [SocketAddress]
-    do throws(SocketError) {
-      addresses = try SocketAddress.resolve(host: host, port: port)
-    } catch { throw .unreachable("\(host): \(error)") }
-    var reason = ""
-    for address in addresses {
-      do throws(SystemError) {
-        return try ByteSocket.connect(to: address, milliseconds: Int32(seconds * 1000))
-      } catch { reason = "\(address): \(error)" }
+  /// Does the handshake of TLS. Nothing may have come in clear behind the server's ACK.
+  func secure(_ plan: TLSClientPlan) throws(LintStop) {
+    try demand(
+      held.count == heldStart && tls == nil, "nothing in clear behind the ACK of STARTTLS",
+      got: "\(held.count - heldStart) bytes")
+    let deadline = ProbeDeadline(seconds: deadlineSeconds)
+    let what = "a handshake of TLS"
+    let tls: ProbeTLS
+    do throws(TLSFault) { tls = ProbeTLS(try plan.makeSession()) } catch {
+      throw .skipped("TLS: \(error)")
     }
-    throw .unreachable(reason)
+    while true {
+      let progress = tls.stream.handshake()
+      try flush(tls)
+      switch progress {
+      case .bytes:
+        if case .refusedCertificate(let reason) = tls.stream.peer() {
+          throw .broken(expected: "a server whose proof is good", got: reason)
+        }
+        self.tls = tls
+        return
+      case .failed(let fault): throw .broken(expected: what, got: "\(fault)")
+      case .wantsRead, .wantsWrite, .closed: break
+      }
+      switch socket.receive(byteCountMax: 64 << 10) {
+      case .bytes(let bytes): tls.stream.take(bytes[...])
+      case .closed: throw .ended(what)
+      case .wouldBlock:
+        guard deadline.millisecondsLeft > 0 else { throw .timedOut(what) }
+        _ = socket.wait(
+          for: tls.stream.hasWaiting ? .output : .input, milliseconds: deadline.millisecondsLeft)
+      }
+    }
   }
+
+  /// "TLS1.3"; nil in clear.
+  var tlsVersion: String? { tls?.stream.version }
 
   /// Sends all of `bytes`, and takes in replies meanwhile: a server may stop reading until its
   /// replies are read.
@@ -64,7 +78,7 @@ final class ProbeSocket {
     let what = "the server to take \(bytes.count) bytes"
     let deadline = ProbeDeadline(seconds: deadlineSeconds)
     var rest = bytes[...]
-    while !rest.isEmpty {
+    while !rest.isEmpty || tls?.stream.hasWaiting == true {
       let count = try sendSome(rest)
       rest = rest.dropFirst(count)
       guard count == 0 else { continue }
@@ -74,14 +88,36 @@ final class ProbeSocket {
     }
   }
 
-  /// Sends what the socket takes at once, and returns how much that was.
+  /// Sends what the socket takes at once, and returns how much that was. Inside TLS some more may
+  /// be taken, and wait for the next call.
   func sendSome(_ bytes: ArraySlice<UInt8>) throws(LintStop) -> Int {
+    guard let tls else { return try sendClear(bytes) }
+    try flush(tls)
+    guard !tls.stream.hasWaiting else { return 0 }
+    let count: Int
+    do throws(TLSFault) { count = try tls.stream.send(bytes) } catch {
+      throw .broken(expected: "TLS to go on", got: "\(error)")
+    }
+    try flush(tls)
+    return count
+  }
+
+  private func sendClear(_ bytes: ArraySlice<UInt8>) throws(LintStop) -> Int {
     switch socket.send(bytes) {
     case .bytes(let count): return count
     case .wouldBlock: return 0
     case .closed:
       // What the server said before it closed can still be read.
       throw .ended("the server to take \(bytes.count) bytes")
+    }
+  }
+
+  /// Sends ciphertext as far as the socket takes it.
+  private func flush(_ tls: ProbeTLS) throws(LintStop) {
+    while tls.stream.hasWaiting {
+      let count = try sendClear(tls.stream.waiting)
+      guard count > 0 else { return }
+      tls.stream.forget(count)
     }
   }
 
@@ -108,12 +144,25 @@ final class ProbeSocket {
     return Array(held[heldStart...])
   }
 
-  /// Whether a byte or the end comes within `milliseconds`.
-  func hasInput(withinMilliseconds milliseconds: Int32) -> Bool {
-    held.count > heldStart || hasEnded || socket.wait(for: .input, milliseconds: milliseconds)
+  /// Whether a byte or the end comes within `milliseconds`. What is TLS's own does not count.
+  func hasInput(withinMilliseconds milliseconds: Int32) throws(LintStop) -> Bool {
+    let deadline = ProbeDeadline(milliseconds: milliseconds)
+    while held.count == heldStart && !hasEnded {
+      if try fill() { continue }
+      guard deadline.millisecondsLeft > 0 else { return false }
+      _ = socket.wait(for: .input, milliseconds: deadline.millisecondsLeft)
+    }
+    return true
   }
 
-  func shutDownSending() { socket.shutDownSending() }
+  /// Sends no more; inside TLS this is said, too.
+  func shutDownSending() throws(LintStop) {
+    if let tls {
+      tls.stream.sayGoodbye()
+      try flush(tls)
+    }
+    socket.shutDownSending()
+  }
 
   /// Ends both directions at once, as the death of a client does.
   func abandon() { socket.shutDown() }
@@ -123,7 +172,11 @@ final class ProbeSocket {
     guard !hasEnded else { return false }
     switch socket.receive(byteCountMax: 64 << 10) {
     case .bytes(let bytes):
-      held.append(contentsOf: bytes)
+      if let tls {
+        try decrypt(bytes, tls)
+      } else {
+        held.append(contentsOf: bytes)
+      }
       try demand(
         held.count - heldStart <= ProbeSocket.heldByteCountMax, "an answer of a bounded size",
         got: "more than \(ProbeSocket.heldByteCountMax) bytes")
@@ -135,6 +188,20 @@ final class ProbeSocket {
     }
   }
 
+  private func decrypt(_ bytes: [UInt8], _ tls: ProbeTLS) throws(LintStop) {
+    tls.stream.take(bytes[...])
+    while true {
+      switch tls.stream.receive(into: &tls.plaintext) {
+      case .bytes(let count): held.append(contentsOf: tls.plaintext[..<count])
+      case .wantsRead, .wantsWrite: return
+      // An alert ends a session as a goodbye does; what it means is for the check to say.
+      case .closed, .failed:
+        hasEnded = true
+        return
+      }
+    }
+  }
+
   private func forget(_ count: Int) {
     heldStart += count
     guard heldStart == held.count || heldStart > 1 << 20 else { return }
@@ -143,11 +210,24 @@ final class ProbeSocket {
   }
 }
 
+/// A session of TLS and where its plain text goes.
+private final class ProbeTLS {
+  var stream: TLSStream
+  var plaintext = [UInt8](repeating: 0, count: 64 << 10)
+
+  init(_ session: consuming TLSSession) { stream = TLSStream(session) }
+}
+
 /// A moment after which nothing is waited for.
 struct ProbeDeadline {
-  private let end: UInt64
+  /// Of the monotonic clock, in nanoseconds.
+  let end: UInt64
 
   init(seconds: Int) { end = MonotonicClock.nanoseconds + UInt64(seconds) * 1_000_000_000 }
+
+  init(milliseconds: Int32) {
+    end = MonotonicClock.nanoseconds + UInt64(milliseconds) * 1_000_000
+  }
 
   /// Rounded up, so that it is 0 only when the moment has passed.
   var millisecondsLeft: Int32 {

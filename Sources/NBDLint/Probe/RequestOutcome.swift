@@ -50,6 +50,10 @@ struct RequestOutcome: Sendable {
       let offset = try reader.integer(UInt64.self)
       let count = reader.remainingCount
       let start = try cover(offset, count, of: request)
+      // Room was made only for what a reply can hold.
+      try demand(
+        start + count <= data.count, "an error for a READ of \(request.length) bytes",
+        got: "\(count) bytes of data")
       data.replaceSubrange(start..<start + count, with: reader.rest())
     case 2:
       let offset = try reader.integer(UInt64.self)

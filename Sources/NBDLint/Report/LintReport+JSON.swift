@@ -18,6 +18,7 @@ extension LintReport {
       if let block = survey.minimumBlockByteCount { writer.field("minimum-block", block) }
       writer.end()
     }
+    if let version = survey.tlsVersion { writer.field("tls", version) }
     writer.beginObject("counts")
     writer.field("pass", passedCount)
     writer.field("fail", failures().count)

@@ -21,7 +21,8 @@ extension LintReport {
     guard let byteCount = survey.byteCount else { return "the export could not be entered" }
     let access = survey.isReadOnly ? "read-only" : "writable"
     let block = survey.minimumBlockByteCount.map { ", smallest request \($0)" } ?? ""
-    return "\(ByteCountText.describe(byteCount)), \(access)\(block)"
+    let tls = survey.tlsVersion.map { ", inside \($0)" } ?? ""
+    return "\(ByteCountText.describe(byteCount)), \(access)\(block)\(tls)"
   }
 
   private static func lines(of result: LintResult) -> [String] {

@@ -22,6 +22,8 @@ public struct ClientGoal: Hashable, Sendable {
 
   public enum TLS: Hashable, Sendable {
     case never
+    /// TLS where the server has it, else plaintext.
+    case offered
     /// Without TLS there is no connection: it is never given up for plaintext.
     case required
   }

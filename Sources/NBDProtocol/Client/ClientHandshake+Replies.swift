@@ -48,7 +48,9 @@ extension ClientHandshake {
       return
     }
     switch step {
-    case .startTLS: refuseTLS("the server said: \(reason)")
+    case .startTLS:
+      if goal.tls == .required { return refuseTLS("the server said: \(reason)") }
+      advance()
     case .extendedHeaders, .structuredReplies: advance()
     case .list: outcome = refuse("the server does not list its exports; \(reason)")
     case .info:
@@ -143,7 +145,7 @@ extension ClientHandshake {
   /// - Spec: proto.md, "Oldstyle negotiation": size, 32 bits of flags, 124 zeroes. Nothing can be
   ///   chosen, and nothing encrypted (CVE-2019-14842).
   mutating func acceptOldstyle(_ message: [UInt8]) throws(ClientViolation) {
-    guard goal.tls == .never else { return refuseTLS("the server is an oldstyle one") }
+    guard goal.tls != .required else { return refuseTLS("the server is an oldstyle one") }
     let byteCount = message.loadBigEndian(UInt64.self, at: 0)
     guard byteCount <= UInt64(Int64.max) else { throw .sizeTooLarge(byteCount: byteCount) }
     let flags = message.loadBigEndian(UInt32.self, at: 8)

@@ -40,11 +40,11 @@ extension ClientHandshake {
   mutating func advance() {
     switch step {
     case .greeting:
-      guard goal.tls == .never || isFixedNewstyle else {
+      guard goal.tls != .required || isFixedNewstyle else {
         return refuseTLS("the server cannot encrypt")
       }
       guard isFixedNewstyle else { return askWithoutAnswers() }
-      if goal.tls == .required { return ask(.startTLS) }
+      if goal.tls != .never { return ask(.startTLS) }
       askForMode()
     case .startTLS: askForMode()
     case .extendedHeaders:
@@ -160,7 +160,7 @@ extension ClientHandshake {
   }
 
   mutating func refuseTLS(_ reason: String) {
-    outcome = refuse("TLS is required, and \(reason)")
+    outcome = .insecure("TLS is required, and \(reason)")
   }
 
   mutating func enterTransmission() {

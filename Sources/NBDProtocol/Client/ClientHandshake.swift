@@ -23,6 +23,8 @@ public struct ClientHandshake: Sendable {
     case listed([ExportDetails], mode: ProtocolMode)
     /// The server refused what was asked for, or lacks it; a sentence with the server's words.
     case refused(String)
+    /// TLS is required, and the server has none; nothing but STARTTLS was said.
+    case insecure(String)
     case violated(ClientViolation)
   }
 
@@ -60,7 +62,7 @@ public struct ClientHandshake: Sendable {
 
   var step = Step.greeting
   var mode = ProtocolMode.oldstyle
-  var isEncrypted = false
+  public internal(set) var isEncrypted = false
   var isFixedNewstyle = false
   var sendsNoZeroes = false
   /// The export under way, its size once it was told, and the list so far.

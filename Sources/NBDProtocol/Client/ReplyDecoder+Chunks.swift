@@ -21,7 +21,11 @@ extension ReplyDecoder {
         ? header.loadBigEndian(UInt64.self, at: 24)
         : UInt64(header.loadBigEndian(UInt32.self, at: 16)))
     guard flags & ~StructuredReply.doneFlag == 0 else { throw .unknownChunkFlags(flags) }
-    guard let entry = pending[chunk.cookie] else { throw .unknownCookie(chunk.cookie) }
+    guard let entry = pending[chunk.cookie] else {
+      guard takeFurtherError(chunk) else { throw .unknownCookie(chunk.cookie) }
+      stage = .dropped(byteCount: Int(chunk.payloadByteCount))
+      return
+    }
     if isExtended {
       let answered = header.loadBigEndian(UInt64.self, at: 16)
       guard answered == entry.request.offset else {

@@ -48,6 +48,8 @@ public struct ReplyDecoder: Sendable {
     case data(cookie: UInt64, index: Int, left: Int, isDone: Bool)
     /// A payload that is looked at when it is complete.
     case payload(Chunk)
+    /// A payload that is not looked at.
+    case dropped(byteCount: Int)
   }
 
   /// Extents of one chunk: what proto.md recommends as the most.
@@ -65,6 +67,11 @@ public struct ReplyDecoder: Sendable {
   var gathered: [UInt8] = []
   var pending: [UInt64: Pending] = [:]
   var answers: [ServerAnswer] = []
+  /// Failed requests for BLOCK_STATUS, oldest first, with the errors that may still come for each.
+  var afterErrors: [(cookie: UInt64, countLeft: Int)] = []
+
+  /// Failed requests that are remembered; a server answers the ones that it has read in turn.
+  static var afterErrorsMax: Int { 64 }
 
   public init(mode: ProtocolMode, contextIDs: [UInt32]) {
     self.mode = mode
@@ -106,6 +113,11 @@ public struct ReplyDecoder: Sendable {
           let payload = takeGathered()
           stage = .header
           try accept(chunk, payload)
+        }
+      case .dropped(let byteCount):
+        if gather(byteCount, of: &rest) {
+          gathered = []
+          stage = .header
         }
       case .data(let cookie, let index, let left, let isDone):
         let taken = min(left, rest.count)
@@ -203,6 +215,33 @@ public struct ReplyDecoder: Sendable {
       preconditionFailure("a request that is not pending is finished")
     }
     answers.append(ServerAnswer(cookie: cookie, outcome: try outcome(of: entry)))
+    if entry.failure != nil { expectFurtherErrors(entry) }
+  }
+
+  /// QEMU 7.2 answers a BLOCK_STATUS that fails with one error chunk for each context, and calls
+  /// every one of them the last of its reply. Nothing is lost by taking them all: the request has
+  /// failed, no cookie is used twice, and an error changes nothing that was told.
+  ///
+  /// - Spec: proto.md, "Structured replies": DONE MUST be sent last; "Terminating the transmission
+  ///   phase": either side MAY end the connection for such a thing, and need not.
+  private mutating func expectFurtherErrors(_ entry: Pending) {
+    guard mode == .structured, entry.request.command == Command.blockStatus.rawValue else { return }
+    let countLeft = contextIDs.count - entry.contexts.count - 1
+    guard countLeft > 0 else { return }
+    if afterErrors.count == Self.afterErrorsMax { afterErrors.removeFirst() }
+    afterErrors.append((cookie: entry.request.cookie, countLeft: countLeft))
+  }
+
+  /// Takes note of an error chunk for a request that has failed already; false when it is none of
+  /// those that may come.
+  mutating func takeFurtherError(_ chunk: Chunk) -> Bool {
+    guard chunk.type == StructuredReply.ChunkType.error.rawValue, chunk.isDone,
+      (6...UInt64(6 + ExportName.byteCountMax)).contains(chunk.payloadByteCount),
+      let index = afterErrors.firstIndex(where: { $0.cookie == chunk.cookie })
+    else { return false }
+    afterErrors[index].countLeft -= 1
+    if afterErrors[index].countLeft == 0 { afterErrors.remove(at: index) }
+    return true
   }
 
   private func outcome(of entry: Pending) throws(ClientViolation) -> ServerAnswer.Outcome {

@@ -15,7 +15,8 @@ struct NBD: ParsableCommand {
     abstract: "Look at, copy and measure exports of NBD servers.",
     discussion: """
       A URI is nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or \
-      nbd+vsock://CID[:PORT]/EXPORT; what a URI does not allow is written as %XX.
+      nbd+vsock://CID[:PORT]/EXPORT; what a URI does not allow is written as %XX. With nbds \
+      instead of nbd there is TLS or no connection.
 
         strata nbd info 'nbd+unix:///?socket=/run/vm1.sock'
       """,
@@ -29,6 +30,8 @@ struct ConnectOptions: ParsableArguments {
   @Option(help: ArgumentHelp("Time to connect and to agree.", valueName: "seconds"))
   var openTimeout = 30
 
+  @OptionGroup var tls: ClientTLSOptions
+
   func validate() throws {
     guard (1...86_400).contains(openTimeout) else {
       throw ValidationError("--open-timeout is a number of seconds from 1 to 86400.")
@@ -38,7 +41,8 @@ struct ConnectOptions: ParsableArguments {
   func options(
     contexts: ClientGoal.Contexts, reconnect: ClientOptions.Reconnect? = nil
   ) -> ClientOptions {
-    ClientOptions(contexts: contexts, openSecondsMax: openTimeout, reconnect: reconnect)
+    ClientOptions(
+      contexts: contexts, openSecondsMax: openTimeout, reconnect: reconnect, tls: tls.wishes)
   }
 }
 

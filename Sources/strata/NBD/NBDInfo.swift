@@ -53,9 +53,9 @@ struct NBDList: ParsableCommand {
     let options = connect.options(contexts: .none)
     let json = json
     try runToEnd(about: uri) {
-      let (exports, mode) = try await NBDConnection.list(uri, options)
+      let list = try await NBDConnection.list(uri, options)
       let text = ExportText(
-        uri: uri, mode: mode, isEncrypted: uri.requiresTLS, exports: exports)
+        uri: uri, mode: list.mode, isEncrypted: list.isEncrypted, exports: list.exports)
       json ? print(text.json) : print(text.human, terminator: "")
     }
   }
