@@ -253,7 +253,8 @@ extension NBDClientFault {
       // The wire's numbers are those of Linux.
       RemoteFault(errno: Int32(failure.errno.rawValue), "\(self)")
     case .unreachable, .timedOut, .lost, .closed, .cancelled: .unanswered("\(self)")
-    case .unsupported, .insecure, .refused, .violated, .writesLost, .exportChanged, .tooManyRequests:
+    case .unsupported, .insecure, .refused, .violated, .writesLost, .exportChanged,
+      .tooManyRequests:
       .failed("\(self)")
     case .request: .outOfPlace("\(self)")
     }
