@@ -45,6 +45,7 @@ let package = Package(
     // L2: pure (no system call, no clock, no Foundation) and kernel objects.
     .target(name: "NBDProtocol", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(name: "Qcow2", dependencies: ["BlockTypes"], swiftSettings: strict),
+    .target(name: "Bitmaps", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(
       name: "LinuxIO", dependencies: ["BlockTypes", "CAio", "CLinux"], swiftSettings: strict),
     .target(
@@ -55,7 +56,9 @@ let package = Package(
     // L3: the hot path.
     .target(
       name: "DataPlane",
-      dependencies: ["BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Inflate"],
+      dependencies: [
+        "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Inflate",
+      ],
       swiftSettings: strict),
 
     // L4: the other side of the wire. Uses Swift concurrency; one thread for each connection.
@@ -75,18 +78,20 @@ let package = Package(
     .target(
       name: "Control",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane",
+        "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
         "ImageTools", "NBDClient",
       ],
       swiftSettings: strict),
 
     // L6: the executables.
     .executableTarget(
-      name: "stratad", dependencies: ["Control", "ImageTools", argumentParser],
+      name: "stratad", dependencies: ["Control", "ImageTools", "Bitmaps", argumentParser],
       swiftSettings: strict),
     .executableTarget(
       name: "strata",
-      dependencies: ["Control", "ImageTools", "NBDClient", "NBDLint", "TLS", argumentParser],
+      dependencies: [
+        "Control", "ImageTools", "Bitmaps", "NBDClient", "NBDLint", "TLS", argumentParser,
+      ],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.
@@ -125,8 +130,8 @@ let package = Package(
     .testTarget(
       name: "ControlTests",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
-        "Control",
+        "BlockTypes", "NBDProtocol", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
+        "ImageTools", "Control",
       ],
       swiftSettings: tests),
     .testTarget(
@@ -141,6 +146,8 @@ let package = Package(
     // T: images, their headers, tables and verbs; QEMU's tools are the peers.
     .testTarget(name: "Qcow2Tests", dependencies: ["BlockTypes", "Qcow2"], swiftSettings: tests),
     .testTarget(
+      name: "BitmapsTests", dependencies: ["BlockTypes", "Bitmaps"], swiftSettings: tests),
+    .testTarget(
       name: "ImageToolsTests",
       dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate", "ImageTools", "strata"],
       swiftSettings: tests),
@@ -153,7 +160,8 @@ let package = Package(
     .testTarget(
       name: "DataPlaneTests",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "ImageTools", "DataPlane", "TestSupport",
+        "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "ImageTools", "DataPlane",
+        "TestSupport",
       ],
       swiftSettings: tests),
     .testTarget(

@@ -3,6 +3,7 @@
 // From what the user said and what was opened to the immutable plan that the data plane obeys.
 // This file performs no I/O.
 
+import Bitmaps
 import BlockTypes
 import DataPlane
 import ImageTools
@@ -116,7 +117,24 @@ public enum PlanCompiler {
       metadataCacheByteCount: Int(config.metadataCacheByteCount),
       spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
     plan.patience = config.patience
+    plan.clientsMayResize = config.clientsMayResize
+    plan.bitmapActions = try bitmapActions(config, diskByteCount: diskByteCount)
     return plan
+  }
+
+  /// What makes the bitmaps that were asked for, tried once.
+  private static func bitmapActions(
+    _ config: ExportConfig, diskByteCount: UInt64
+  ) throws(ControlError) -> [BitmapAction] {
+    let actions = config.bitmaps.map(\.action)
+    var bitmaps = BitmapSet(
+      diskByteCount: diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
+    do throws(BitmapFault) {
+      try bitmaps.perform(actions)
+    } catch {
+      throw ControlError("--bitmap", error.reason)
+    }
+    return actions
   }
 
   private static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {

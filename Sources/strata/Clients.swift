@@ -7,17 +7,9 @@ import Control
 
 struct Clients: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "List the clients of a running daemon.",
-    discussion: "SOCKET is the path that stratad was given with --control.")
+    abstract: "List the clients of a running daemon.", discussion: ControlOptions.discussion)
 
-  @Flag(help: "Print the daemon's own answer.")
-  var json = false
+  @OptionGroup var question: QuestionOptions
 
-  @Argument(help: "The daemon's control socket.")
-  var socket: String
-
-  func run() throws {
-    let answer = try ControlClient.ask(.clients, at: socket)
-    json ? print(answer.line) : print(ClientsText.text(of: answer.value), terminator: "")
-  }
+  func run() throws { try question.ask(.clients, ClientsText.text) }
 }

@@ -7,17 +7,9 @@ import Control
 
 struct Exports: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "List the exports of a running daemon.",
-    discussion: "SOCKET is the path that stratad was given with --control.")
+    abstract: "List the exports of a running daemon.", discussion: ControlOptions.discussion)
 
-  @Flag(help: "Print the daemon's own answer.")
-  var json = false
+  @OptionGroup var question: QuestionOptions
 
-  @Argument(help: "The daemon's control socket.")
-  var socket: String
-
-  func run() throws {
-    let answer = try ControlClient.ask(.exports, at: socket)
-    json ? print(answer.line) : print(ExportsText.text(of: answer.value), terminator: "")
-  }
+  func run() throws { try question.ask(.exports, ExportsText.text) }
 }

@@ -13,8 +13,7 @@ struct Kick: ParsableCommand {
       answers are dropped. The client may connect again.
       """)
 
-  @Argument(help: "The daemon's control socket.")
-  var socket: String
+  @OptionGroup var daemon: ControlOptions
 
   @Argument(help: "The client's number, as 'strata clients' shows it.")
   var client: UInt64
@@ -23,7 +22,7 @@ struct Kick: ParsableCommand {
     guard client <= UInt64(Int64.max) else {
       throw ValidationError("\(client) is no client's number.")
     }
-    _ = try ControlClient.ask(.kick(client: client), at: socket)
+    try daemon.order(.kick(client: client))
     print("client \(client) was ended")
   }
 }

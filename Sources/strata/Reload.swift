@@ -13,11 +13,10 @@ struct Reload: ParsableCommand {
       all stays as it was, and the status is 1. SIGHUP does the same.
       """)
 
-  @Argument(help: "The daemon's control socket.")
-  var socket: String
+  @OptionGroup var daemon: ControlOptions
 
   func run() throws {
-    _ = try ControlClient.ask(.reload, at: socket)
+    try daemon.order(.reload)
     print("reloaded")
   }
 }

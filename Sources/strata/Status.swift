@@ -8,19 +8,11 @@ import Control
 struct Status: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Show what an export of a running daemon has done.",
-    discussion: "SOCKET is the path that stratad was given with --control.")
+    discussion: ControlOptions.discussion)
 
-  @Flag(help: "Print the daemon's own answer.")
-  var json = false
+  @OptionGroup var question: QuestionOptions
 
-  @Option(help: "The export, where the daemon has several.")
-  var export: String?
+  @OptionGroup var choice: ExportChoice
 
-  @Argument(help: "The daemon's control socket.")
-  var socket: String
-
-  func run() throws {
-    let answer = try ControlClient.ask(.status(export: export), at: socket)
-    json ? print(answer.line) : print(StatusText.text(of: answer.value), terminator: "")
-  }
+  func run() throws { try question.ask(.status(export: choice.export), StatusText.text) }
 }

@@ -36,6 +36,15 @@ struct ExportOptions: ParsableArguments {
   var blockSize: String?
 
   @Option(
+    help: ArgumentHelp(
+      "Record what is written in a dirty bitmap; may be repeated.",
+      valueName: "name[:granularity]"))
+  var bitmap: [String] = []
+
+  @Flag(help: "Let clients make the disk larger (NBD_CMD_RESIZE).")
+  var clientResize = false
+
+  @Option(
     help: ArgumentHelp("Memory for the image's tables. (default: 32M)", valueName: "bytes"))
   var metadataCache: String?
 
@@ -126,7 +135,18 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
+    config.clientsMayResize = clientResize || common?.clientResize == true
+    let bitmaps = bitmap.isEmpty ? common?.bitmap ?? [] : bitmap
+    config.bitmaps = try bitmaps.map(ExportOptions.bitmapConfig)
     return config
+  }
+
+  private static func bitmapConfig(_ text: String) throws -> BitmapConfig {
+    guard let bitmap = BitmapConfig(parsing: text) else {
+      throw ValidationError(
+        "--bitmap: '\(text)' is not NAME[:GRANULARITY]; write backup or backup:64k")
+    }
+    return bitmap
   }
 
   /// A list that is given for one export stands in place of the common one.

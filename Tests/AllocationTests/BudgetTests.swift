@@ -53,6 +53,12 @@ struct `A request of 4 KiB allocates nothing` {
     #expect(result.count < 1_000, "\(result.traces)")
   }
 
+  @Test func `when it overwrites, and dirty bitmaps record it`() throws {
+    let result = try measure(
+      .write, structured: true, "--bitmap", "a", "--bitmap", "fine:512", "--bitmap", "b:1M")
+    #expect(result.count < 1_000, "\(result.traces)")
+  }
+
   @Test func `when it reads or overwrites by plain calls`() throws {
     let reads = try measure(.read, structured: true, "--aio", "sync")
     #expect(reads.count < 1_000, "\(reads.traces)")

@@ -2,6 +2,7 @@
 //
 // JSON as the control socket takes it. Source: RFC 8259.
 
+import Bitmaps
 import ImageTools
 import Testing
 
@@ -78,12 +79,24 @@ private func read(_ text: String) throws -> JSONValue { try JSONReader.read(Arra
   }
 }
 
+private let requests: [ControlRequest] = [
+  .status(export: nil), .status(export: "a \"b\""), .exports, .reload, .clients,
+  .kick(client: 0), .kick(client: 77), .bitmaps(export: nil),
+  .resize(byteCount: 1 << 40, export: "e"),
+  .changeBitmap(.add(name: "a \"b", granularityByteCount: 512, isEnabled: false), export: nil),
+  .changeBitmap(.remove(name: "a"), export: "e"),
+  .changeBitmap(.merge(sources: ["b", "c"], target: "a"), export: nil),
+  .changeBitmap(.freeze(name: "a"), export: nil),
+  .changeBitmap(.thaw(name: "a", .failed), export: nil),
+  .transaction(
+    [
+      .clear(name: "a"), .enable(name: "b"), .disable(name: "c"),
+      .add(name: "d", granularityByteCount: 2 << 30, isEnabled: true),
+    ], export: "e"),
+]
+
 @Suite struct `A control request` {
-  @Test(
-    arguments: [
-      .status(export: nil), .status(export: "a \"b\""), .exports, .reload, .clients,
-      .kick(client: 0), .kick(client: 77),
-    ] as [ControlRequest])
+  @Test(arguments: requests)
   func `is what its line says`(request: ControlRequest) throws {
     #expect(try ControlRequest(parsing: Array(request.line.utf8)) == request)
   }

@@ -21,16 +21,20 @@ private final class Collector {
       throw BenchError("no memory")
     }
     self.buffer = buffer
-    extents.begin(contexts, extentByteCount: framing.extentByteCount)
+    extents.begin(contexts, extentByteCount: framing.extentByteCount, in: buffer)
   }
 
   func add(_ byteCount: UInt64, _ status: UInt32, depth: UInt32 = 0) -> Bool {
     extents.add(byteCount, status, depth: depth, limit: extents.extentsMax, to: buffer)
   }
 
+  func add(_ byteCount: UInt64, _ status: UInt32, of contextID: UInt32) -> Bool {
+    extents.add(byteCount, status, of: contextID, limit: extents.extentsMax, to: buffer)
+  }
+
   /// The 64-bit words of a context's extents.
   func words(_ contextID: UInt32) -> [UInt64] {
-    let run = extents.run(of: contextID)
+    let run = extents.run(of: contextID, in: buffer)
     let count = run.count * extents.extentByteCount / 8
     return (0..<count).map { buffer.loadBigEndian64(at: run.start + $0 * 8) }
   }
@@ -70,7 +74,7 @@ private final class Collector {
     #expect(collector.words(0) == [10_000, 0])
   }
 
-  @Test(arguments: [(ReplyFraming.structured, 4096), (.extended, 2048)])
+  @Test(arguments: [(ReplyFraming.structured, 4064), (.extended, 2032)])
   func `end where the buffer does`(_ framing: ReplyFraming, _ max: Int) throws {
     let collector = try Collector([.baseAllocation, .allocationDepth], framing: framing)
     #expect(collector.extents.extentsMax == max)
@@ -79,6 +83,34 @@ private final class Collector {
     }
     #expect(!collector.add(1, UInt32(max % 2)))
     #expect(collector.add(1, UInt32((max - 1) % 2)))
+  }
+
+  @Test func `of 64 contexts have room of their own each`() throws {
+    let collector = try Collector(MetaContextSet(rawValue: .max))
+    let max = collector.extents.extentsMax
+    #expect(max == 63)
+    for number in 0..<max {
+      for id in UInt32(2)..<64 {
+        #expect(collector.add(UInt64(id), UInt32(number % 2), of: id))
+      }
+      #expect(collector.add(1, UInt32(number % 2), depth: UInt32(number)))
+    }
+    for id in UInt32(2)..<64 {
+      #expect(!collector.add(1, UInt32(max % 2), of: id))
+      #expect(
+        collector.words(id) == (0..<max).flatMap { [UInt64(id), UInt64($0 % 2)] })
+    }
+    #expect(collector.words(1) == (0..<max).flatMap { [1, UInt64($0)] })
+  }
+
+  @Test func `of the contexts that were not asked for take no room`() throws {
+    let collector = try Collector(MetaContextSet(rawValue: 1 << 63 | 1 << 5))
+    #expect(collector.extents.extentsMax == 2032)
+    #expect(collector.add(5, 1, of: 5))
+    #expect(collector.add(63, 1, of: 63))
+    #expect(collector.words(5) == [5, 1])
+    #expect(collector.words(63) == [63, 1])
+    #expect(!collector.extents.needsTables)
   }
 
   @Test func `are enough when the request has cost its runs or its tables`() throws {

@@ -14,7 +14,7 @@ private final class LintedDisk {
   let folder: TemporaryFolder
   let daemon: Daemon
 
-  enum Kind: String, CaseIterable, Sendable { case raw, overlay, readOnly, largeBlocks }
+  enum Kind: String, CaseIterable, Sendable { case raw, overlay, readOnly, largeBlocks, bitmaps }
 
   init(_ kind: Kind) throws {
     folder = try TemporaryFolder()
@@ -32,6 +32,8 @@ private final class LintedDisk {
     switch kind {
     case .raw: break
     case .readOnly: arguments += ["--read-only"]
+    case .bitmaps:
+      arguments += ["--bitmap", "a", "--bitmap", "fine:512", "--bitmap", "coarse:1M"]
     case .largeBlocks: arguments += ["--block-size", "4096"]
     case .overlay:
       image = folder.path("overlay.qcow2")

@@ -165,6 +165,7 @@ private let ranged: [Command] = [.read, .trim, .cache, .writeZeroes, .blockStatu
     #expect(judge(.writeZeroes) { $0.canWriteZeroes = false } == refused(.EINVAL))
     #expect(judge(.cache) { $0.canCache = false } == refused(.EINVAL))
     #expect(judge(.resize) == refused(.EINVAL))
+    #expect(judge(.resize, at: 2 * size, count: 0) == refused(.EINVAL), "not offered")
   }
 
   @Test(arguments: [9, 10, 0xff, 0xffff] as [UInt16])
@@ -201,5 +202,31 @@ private let ranged: [Command] = [.read, .trim, .cache, .writeZeroes, .blockStatu
     #expect(judge(.read, at: 512, count: 488, agreed: true, ragged) == .execute(.read))
     #expect(judge(.read, at: 512, count: 487, agreed: true, ragged) == refused(.EINVAL))
     #expect(judge(.read, at: 0, count: 1000, agreed: true, ragged) == .execute(.read))
+  }
+
+  /// proto.md of the branch extension-resize, "NBD_CMD_RESIZE": the new size is in the offset.
+  @Test(
+    arguments: [
+      (size, 0, Verdict.execute(.resize)), (2 * size, 0, .execute(.resize)),
+      (UInt64(Int64.max) & ~4095, 0, .execute(.resize)), (1 << 63, 0, refused(.ENOSPC)),
+      (size - 4096, 0, refused(.EPERM)), (0, 0, refused(.EPERM)), (size + 512, 0, refused(.EINVAL)),
+      (2 * size, 1, refused(.EINVAL)),
+    ] as [(UInt64, UInt64, Verdict)])
+  func `let a disk grow where that is offered, and never shrink`(
+    newSize: UInt64, count: UInt64, verdict: Verdict
+  ) {
+    #expect(
+      judge(.resize, at: newSize, count: count) {
+        $0.canResize = true
+        $0.minimumBlockByteCount = 4096
+      } == verdict)
+  }
+
+  @Test func `refuse to let a read-only disk grow`() {
+    let verdict = judge(.resize, at: 2 * size, count: 0) {
+      $0.canResize = true
+      $0.isReadOnly = true
+    }
+    #expect(verdict == refused(.EPERM))
   }
 }

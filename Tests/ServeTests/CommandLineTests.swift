@@ -36,7 +36,8 @@ import Testing
 
 @Suite struct `The options of strata` {
   @Test(arguments: [
-    "create", "info", "check", "map", "status", "exports", "clients", "kick", "reload", "lint",
+    "create", "info", "check", "map", "status", "exports", "clients", "kick", "reload", "resize",
+    "lint",
   ])
   func `are all in the manual page`(verb: String) throws {
     let result = try runTool(ServedProcess.path(of: "strata"), verb, "--help")
@@ -62,6 +63,25 @@ import Testing
     let manual = try String(contentsOf: page, encoding: .utf8).replacing("\\-", with: "-")
     let words = result.output.split(separator: "\n").filter { $0.hasPrefix("  -") }
       .flatMap { $0.split(whereSeparator: { " ,|[]<".contains($0) }) }
+    for option in words where option.hasPrefix("-") {
+      #expect(manual.contains(option), "\(verb) \(option)")
+    }
+  }
+}
+
+@Suite struct `The options of strata bitmap` {
+  @Test(arguments: [
+    "list", "add", "remove", "clear", "enable", "disable", "merge", "freeze", "thaw", "rotate",
+  ])
+  func `are all in the manual page`(verb: String) throws {
+    let result = try runTool(ServedProcess.path(of: "strata"), "bitmap", verb, "--help")
+    #expect(result.code == 0)
+    let page = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+      .appendingPathComponent("../../tools/man/strata.1")
+    let manual = try String(contentsOf: page, encoding: .utf8).replacing("\\-", with: "-")
+    #expect(manual.contains(".SS bitmap \(verb)\n"), "\(verb)")
+    let words = result.output.split(separator: "\n").filter { $0.hasPrefix("  -") }
+      .flatMap { $0.split(whereSeparator: { " ,|[]</".contains($0) }) }
     for option in words where option.hasPrefix("-") {
       #expect(manual.contains(option), "\(verb) \(option)")
     }

@@ -103,9 +103,37 @@ import Testing
     ("[]", #"the line is no object such as {"ask":"status"}"#),
     ("{}", #"there is no "ask""#),
     (#"{"ask":7}"#, #"the value of "ask" is no string"#),
+    (#"{"ask":"reboot"}"#, #""reboot" cannot be asked; stratad(8) lists what can"#),
+    (#"{"ask":"bitmap-add"}"#, #"bitmap-add needs "name", a bitmap's name"#),
     (
-      #"{"ask":"reboot"}"#,
-      #""reboot" cannot be asked; status, exports, clients, kick and reload can"#
+      #"{"ask":"bitmap-add","name":"a","granularity":"1k"}"#,
+      #"the value of "granularity" is no number of bytes"#
+    ),
+    (
+      #"{"ask":"bitmap-add","name":"a","granularity":1024,"persistent":true}"#,
+      #"bitmap-add has no member "persistent""#
+    ),
+    (
+      #"{"ask":"bitmap-add","name":"a","granularity":1000}"#,
+      "the granularity 1000 is no power of two in 512...2147483648"
+    ),
+    (#"{"ask":"bitmap-clear","name":"a"}"#, #"there is no bitmap "a""#),
+    (
+      #"{"ask":"bitmap-thaw","name":"a","backup":"maybe"}"#,
+      #"the value of "backup" is no word of "done" and "failed""#
+    ),
+    (
+      #"{"ask":"bitmap-merge","sources":[1],"target":"a"}"#,
+      #"the value of "sources" is no list of bitmaps' names"#
+    ),
+    (#"{"ask":"transaction","actions":[]}"#, "a transaction has 1...64 actions"),
+    (
+      #"{"ask":"transaction","actions":[{"ask":"kick","client":1}]}"#,
+      #""kick" is no action of a transaction; those that begin with bitmap- are"#
+    ),
+    (
+      #"{"ask":"transaction","actions":[{"ask":"bitmap-clear","name":"a","x":1}]}"#,
+      #"bitmap-clear has no member "x""#
     ),
     (#"{"ask":"status","client":1}"#, #"status has no member "client""#),
     (#"{"ask":"kick"}"#, #"kick needs "client", a client's number"#),

@@ -10,12 +10,14 @@ private let arrows: [String: Set<String>] = [
   "BlockTypes": [],
   "NBDProtocol": ["BlockTypes"],
   "Qcow2": ["BlockTypes"],
+  "Bitmaps": ["BlockTypes"],
   "LinuxIO": ["BlockTypes", "CAio", "CLinux", "Synchronization"],
   "Sandbox": ["BlockTypes", "CCapNG", "CLinux"],
   "TLS": ["BlockTypes", "CGnuTLS"],
   "Inflate": ["BlockTypes", "CZlib"],
   "DataPlane": [
-    "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Inflate", "Synchronization",
+    "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Inflate",
+    "Synchronization",
   ],
   // The mailbox between tasks and a connection's thread is a mutex.
   "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Synchronization"],
@@ -23,16 +25,16 @@ private let arrows: [String: Set<String>] = [
   // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
   "NBDLint": ["LinuxIO", "TLS", "ImageTools"],
   "Control": [
-    "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "DataPlane", "ImageTools",
+    "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
     // The exports that are opened as images are behind a mutex.
-    "NBDClient", "Synchronization",
+    "ImageTools", "NBDClient", "Synchronization",
   ],
   "stratad": [
-    "Control", "ImageTools", "DataPlane", "LinuxIO", "BlockTypes", "ArgumentParser",
+    "Control", "ImageTools", "DataPlane", "Bitmaps", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
   "strata": [
     "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "TLS",
-    "BlockTypes", "Qcow2", "Synchronization", "ArgumentParser",
+    "BlockTypes", "Bitmaps", "Qcow2", "Synchronization", "ArgumentParser",
   ],
 ]
 

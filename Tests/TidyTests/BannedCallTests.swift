@@ -7,7 +7,8 @@ import Testing
 
 /// L1 to L3 (DESIGN.md 3.2): no concurrency, no Foundation, no output.
 private let coreModules: Set<String> = [
-  "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "TLS", "Sandbox", "Inflate", "DataPlane",
+  "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "Inflate",
+  "DataPlane",
 ]
 
 /// Folders and files that may hold `unsafe`.

@@ -17,6 +17,7 @@ import time
 
 SECTOR = 512
 CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_TRIM, CMD_ZEROES = 0, 1, 2, 3, 4, 6
+CMD_RESIZE = 8
 FLAG_FUA, FLAG_NO_HOLE = 1, 2
 HAS_FLUSH, HAS_FUA, HAS_TRIM, HAS_ZEROES, HAS_MULTI_CONN = 1 << 2, 1 << 3, 1 << 5, 1 << 6, 1 << 8
 BASE_VERSION = 1            # what every sector of a generated base image holds
@@ -188,7 +189,9 @@ class Load:
         self.random, self.depth = random.Random(seed), depth
         self.flight = [{} for _ in connections]          # cookie -> (kind, ticket)
         self.busy = {}                                   # sector -> requests in flight
-        self.counts = {"write": 0, "zero": 0, "trim": 0, "flush": 0, "fua": 0}
+        self.counts = {"write": 0, "zero": 0, "trim": 0, "flush": 0, "fua": 0, "resize": 0}
+        self.sizes = [connections[0].size]               # asked for, in order
+        self.size = connections[0].size                  # answered
         sectors = connections[0].size // SECTOR
         self.span = min(hot_sectors or sectors, sectors)
         self.start = self.random.randrange(0, sectors - self.span + 1, 8)
@@ -252,6 +255,15 @@ class Load:
         cookie = self.connections[index].send(CMD_FLUSH)
         self.flight[index][cookie] = ("flush", covered)
 
+    def resize(self, index, growth):
+        """Asks for a disk that is `growth` bytes larger, one resize at a time."""
+        if any(kind == "resize" for flight in self.flight for kind, _ in flight.values()):
+            return
+        self.counts["resize"] += 1
+        self.sizes.append(self.sizes[-1] + growth)
+        cookie = self.connections[index].send(CMD_RESIZE, self.sizes[-1])
+        self.flight[index][cookie] = ("resize", self.sizes[-1])
+
     def collect(self, most):
         """Takes replies until at most `most` requests are in flight."""
         while sum(map(len, self.flight)) > most:
@@ -269,11 +281,13 @@ class Load:
             raise RuntimeError(f"a {kind} failed with errno {error}")
         if kind == "flush":
             self.oracle.end_flush(ticket)
+        elif kind == "resize":
+            self.size = ticket
         else:
             for sector in ticket[1]:
                 del self.busy[sector]
             self.oracle.acknowledge(ticket, is_durable=kind == "fua")
-        if kind in ("flush", "fua"):
+        if kind in ("flush", "fua", "resize"):
             self.on_durable()
 
 

@@ -28,6 +28,10 @@ public struct ExportConfig: Sendable {
   public var access: AccessConfig
   /// Which servers the image's backing files may be kept by.
   public var remote = RemotePolicy()
+  /// Clients may make the disk larger.
+  public var clientsMayResize = false
+  /// The dirty bitmaps to begin with.
+  public var bitmaps: [BitmapConfig] = []
 
   public init(
     imagePath: String, format: ImageFormat?, isReadOnly: Bool, engine: ExportPlan.Engine,

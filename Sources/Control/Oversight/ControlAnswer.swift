@@ -15,6 +15,9 @@ enum ControlAnswer: Sendable {
   case exports([ExportStatus])
   case clients([ClientStatus], ReceptionStatus)
   case kicked(client: UInt64)
+  case bitmaps([BitmapStatus])
+  case done(actionCount: Int)
+  case resized(byteCount: UInt64)
   case reloaded
   case refusal(String)
 
@@ -40,6 +43,12 @@ enum ControlAnswer: Sendable {
       json.field("connections-max", reception.connectionsMax)
       json.field("connections-total", reception.connectionTotal)
     case .kicked(let client): json.field("kicked", client)
+    case .bitmaps(let bitmaps):
+      json.beginArray("bitmaps")
+      for bitmap in bitmaps { ControlAnswer.write(bitmap, to: &json) }
+      json.end()
+    case .done(let actionCount): json.field("done", actionCount)
+    case .resized(let byteCount): json.field("disk-bytes", byteCount)
     case .reloaded: json.field("reloaded", true)
     case .refusal(let reason): json.field("error", reason)
     }
@@ -135,6 +144,20 @@ enum ControlAnswer: Sendable {
     json.end()
   }
 
+  private static func write(_ bitmap: BitmapStatus, to json: inout JSONWriter) {
+    json.beginObject()
+    json.field("name", bitmap.name)
+    json.field("granularity", bitmap.granularityByteCount)
+    json.field("enabled", bitmap.isEnabled)
+    json.field("frozen", bitmap.isFrozen)
+    json.field("dirty-bytes", bitmap.dirtyByteCount)
+    json.field("memory-bytes", bitmap.memoryByteCount)
+    json.beginArray("clients")
+    for client in bitmap.clients { json.field(nil, client) }
+    json.end()
+    json.end()
+  }
+
   private static func write(_ client: ClientStatus, to json: inout JSONWriter) {
     json.beginObject()
     json.field("client", client.number)
@@ -164,9 +187,7 @@ enum ControlAnswer: Sendable {
       json.field("extended-headers", negotiated.extendedHeaders)
       json.field("block-sizes", negotiated.blockSizesAgreed)
       json.beginArray("contexts")
-      for context in MetaContext.ofEveryImage where negotiated.contexts.contains(context) {
-        json.field(nil, context.name)
-      }
+      for name in client.contextNames { json.field(nil, name) }
       json.end()
     }
     json.field("stalled", client.isStalled)

@@ -3,6 +3,7 @@
 // What may be asked over the control socket: one JSON object a line.
 // Source: stratad(8), "CONTROL SOCKET". This file performs no I/O.
 
+import Bitmaps
 import ImageTools
 
 /// Why a line is no request, as a sentence for its sender.
@@ -17,6 +18,11 @@ public enum ControlRequest: Hashable, Sendable {
   case exports
   case clients
   case kick(client: UInt64)
+  case bitmaps(export: String?)
+  case changeBitmap(BitmapAction, export: String?)
+  /// All of it at one moment, or nothing.
+  case transaction([BitmapAction], export: String?)
+  case resize(byteCount: UInt64, export: String?)
   /// Reads certificates, keys and lists of names again.
   case reload
 
@@ -32,68 +38,94 @@ public enum ControlRequest: Hashable, Sendable {
     guard case .object(let members) = value else {
       throw RequestFault(reason: "the line is no object such as {\"ask\":\"status\"}")
     }
-    guard let ask = members["ask"] else { throw RequestFault(reason: "there is no \"ask\"") }
-    guard case .string(let name) = ask else {
-      throw RequestFault(reason: "the value of \"ask\" is no string")
-    }
-    let allowed: Set<String>
-    switch name {
-    case "status":
-      self = .status(export: try ControlRequest.exportName(members["export"]))
-      allowed = ["ask", "export"]
-    case "exports":
-      self = .exports
-      allowed = ["ask"]
-    case "reload":
-      self = .reload
-      allowed = ["ask"]
-    case "clients":
-      self = .clients
-      allowed = ["ask"]
+    var request = try RequestMembers(members)
+    switch request.name {
+    case "status": self = .status(export: try request.exportName())
+    case "exports": self = .exports
+    case "reload": self = .reload
+    case "clients": self = .clients
     case "kick":
-      self = .kick(client: try ControlRequest.clientNumber(members["client"]))
-      allowed = ["ask", "client"]
+      self = .kick(client: UInt64(try request.number("client", "client's number")))
+    case "bitmaps": self = .bitmaps(export: try request.exportName())
+    case "resize":
+      self = .resize(
+        byteCount: UInt64(try request.number("bytes", "number of bytes")),
+        export: try request.exportName())
+    case "transaction":
+      self = .transaction(
+        try ControlRequest.actions(try request.array("actions", "list")),
+        export: try request.exportName())
     default:
-      throw RequestFault(
-        reason: "\(ControlRequest.shortened(name)) cannot be asked;"
-          + " status, exports, clients, kick and reload can")
+      guard let action = try BitmapAction(parsing: &request) else {
+        throw RequestFault(
+          reason: "\(RequestMembers.shortened(request.name)) cannot be asked;"
+            + " stratad(8) lists what can")
+      }
+      self = .changeBitmap(action, export: try request.exportName())
     }
-    if let other = members.keys.sorted().first(where: { !allowed.contains($0) }) {
-      throw RequestFault(reason: "\(name) has no member \(ControlRequest.shortened(other))")
+    try request.requireNoMore()
+  }
+
+  /// Each one is an object as a line of its own would have it.
+  private static func actions(
+    _ values: [JSONValue]
+  ) throws(RequestFault) -> [BitmapAction] {
+    guard (1...BitmapSet.actionsMax).contains(values.count) else {
+      throw RequestFault(reason: "a transaction has 1...\(BitmapSet.actionsMax) actions")
     }
+    var actions: [BitmapAction] = []
+    for value in values {
+      guard case .object(let members) = value else {
+        throw RequestFault(reason: "an action is no object")
+      }
+      var request = try RequestMembers(members)
+      guard let action = try BitmapAction(parsing: &request) else {
+        throw RequestFault(
+          reason: "\(RequestMembers.shortened(request.name)) is no action of a transaction;"
+            + " those that begin with bitmap- are")
+      }
+      try request.requireNoMore()
+      actions.append(action)
+    }
+    return actions
   }
 
   /// The line that asks this, without a line feed.
   public var line: String {
+    var json = JSONWriter(layout: .oneLine)
+    json.beginObject()
     switch self {
-    case .status(nil): #"{"ask":"status"}"#
-    case .status(let name?): #"{"ask":"status","export":\#(JSONWriter.quote(name))}"#
-    case .exports: #"{"ask":"exports"}"#
-    case .reload: #"{"ask":"reload"}"#
-    case .clients: #"{"ask":"clients"}"#
-    case .kick(let client): #"{"ask":"kick","client":\#(client)}"#
+    case .status(let export):
+      json.field("ask", "status")
+      if let export { json.field("export", export) }
+    case .exports: json.field("ask", "exports")
+    case .reload: json.field("ask", "reload")
+    case .clients: json.field("ask", "clients")
+    case .kick(let client):
+      json.field("ask", "kick")
+      json.field("client", client)
+    case .bitmaps(let export):
+      json.field("ask", "bitmaps")
+      if let export { json.field("export", export) }
+    case .resize(let byteCount, let export):
+      json.field("ask", "resize")
+      json.field("bytes", byteCount)
+      if let export { json.field("export", export) }
+    case .changeBitmap(let action, let export):
+      action.write(to: &json)
+      if let export { json.field("export", export) }
+    case .transaction(let actions, let export):
+      json.field("ask", "transaction")
+      json.beginArray("actions")
+      for action in actions {
+        json.beginObject()
+        action.write(to: &json)
+        json.end()
+      }
+      json.end()
+      if let export { json.field("export", export) }
     }
-  }
-
-  private static func exportName(_ value: JSONValue?) throws(RequestFault) -> String? {
-    guard let value else { return nil }
-    guard let name = value.text else {
-      throw RequestFault(reason: "the value of \"export\" is no string")
-    }
-    return name
-  }
-
-  private static func clientNumber(_ value: JSONValue?) throws(RequestFault) -> UInt64 {
-    guard let value else { throw RequestFault(reason: "kick needs \"client\", a client's number") }
-    guard let number = value.integer, number >= 0 else {
-      throw RequestFault(reason: "the value of \"client\" is no client's number")
-    }
-    return UInt64(number)
-  }
-
-  /// Names of a stranger's choice do not fill our answers.
-  static func shortened(_ name: String) -> String {
-    let lengthMax = 40
-    return JSONWriter.quote(name.count > lengthMax ? "\(name.prefix(lengthMax))…" : name)
+    json.end()
+    return json.finish()
   }
 }

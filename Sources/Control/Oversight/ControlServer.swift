@@ -3,6 +3,7 @@
 // The server of the control socket: a thread that waits for descriptors and for nothing else, so
 // that no client holds up another, nor the export.
 
+import Bitmaps
 import DataPlane
 import LinuxIO
 
@@ -209,6 +210,25 @@ final class ControlServer {
         .reload { reason in
           deliver(reason.map { .refusal("all stays as it was: \($0)") } ?? .reloaded)
         })
+    case .bitmaps(let name):
+      return try desk.export(named: name).post(.bitmaps { deliver(.bitmaps($0)) })
+    case .resize(let byteCount, let name):
+      return try desk.export(named: name).post(
+        .resize(byteCount: byteCount) { reason in
+          deliver(reason.map { .refusal($0) } ?? .resized(byteCount: byteCount))
+        })
+    case .changeBitmap(let action, let name):
+      return try desk.export(named: name).post(change([action], deliver))
+    case .transaction(let actions, let name):
+      return try desk.export(named: name).post(change(actions, deliver))
+    }
+  }
+
+  private func change(
+    _ actions: [BitmapAction], _ deliver: @escaping @Sendable (ControlAnswer) -> Void
+  ) -> ExportCommand {
+    .changeBitmaps(actions) { fault in
+      deliver(fault.map { .refusal($0.reason) } ?? .done(actionCount: actions.count))
     }
   }
 

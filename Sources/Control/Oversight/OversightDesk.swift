@@ -23,7 +23,7 @@ struct OversightDesk: Sendable {
       return exports[0].mailbox
     }
     guard let found = exports.first(where: { $0.name.utf8.elementsEqual(name.utf8) }) else {
-      throw RequestFault(reason: "there is no export \(ControlRequest.shortened(name))")
+      throw RequestFault(reason: "there is no export \(RequestMembers.shortened(name))")
     }
     return found.mailbox
   }

@@ -20,6 +20,8 @@ public struct ClientStatus: Sendable {
   public internal(set) var export: String?
   /// nil until the handshake is over.
   public internal(set) var negotiated: Negotiated?
+  /// The contexts that BLOCK_STATUS tells it about.
+  public internal(set) var contextNames: [String]
   /// nil until the handshake of TLS is over, and for clients without it.
   public internal(set) var tls: TLSStatus?
   /// Its next request waits for others of its own to be answered.

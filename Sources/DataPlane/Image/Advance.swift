@@ -21,13 +21,18 @@ extension ImageStack {
   mutating func start(_ index: Int) {
     switch requests.slots[index].command {
     case .read: startRead(index)
-    case .write: startWrite(index)
-    case .writeZeroes, .trim: startZero(index)
+    case .write:
+      recordChange(index)
+      startWrite(index)
+    case .writeZeroes, .trim:
+      recordChange(index)
+      startZero(index)
     case .flush: requests.slots[index].stage = isReadOnly ? .finished : .awaitingFlush
     case .blockStatus: startStatus(index)
     // Prefetching through O_DIRECT would warm nothing: the advice is taken and ignored.
     case .cache: requests.slots[index].stage = .finished
-    case .disconnect, .resize:
+    case .resize: startResize(index)
+    case .disconnect:
       preconditionFailure("a request that never reaches the image was started")
     }
     advance(index)
@@ -65,6 +70,7 @@ extension ImageStack {
       case .collectingStatus: progress = collectStatus(index)
       case .awaitingFlush: progress = joinFlush(index)
       case .releasing: progress = release(index)
+      case .resizing: progress = resizeOn(index)
       case .unwinding: progress = unwind(index)
       case .finished:
         finish(index)
@@ -79,6 +85,7 @@ extension ImageStack {
   private mutating func finish(_ index: Int) {
     precondition(requests.slots[index].inFlightCount == 0, "a request finished with I/O in flight")
     dropClaim(index)
+    endResize(index)
     finished.append(index, &requests.slots)
     wakeReleases()
   }

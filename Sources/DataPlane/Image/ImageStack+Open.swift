@@ -2,20 +2,25 @@
 //
 // Opening the chain for the data plane: alignment, tables, the allocator of the active layer.
 
+import Bitmaps
 import BlockTypes
 import Glibc
 import LinuxIO
+import NBDProtocol
 import Qcow2
 
 extension ImageStack {
   /// Prepares the chain of `plan`, whose files are open and locked.
   ///
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
-  ///   engine.
+  ///   engine, `BitmapFault` when a bitmap cannot be made.
   init(_ plan: ExportPlan, slotCount: Int) throws {
     // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
     let allocator = try Allocator(plan)
+    var bitmaps = BitmapSet(
+      diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
+    try bitmaps.perform(plan.bitmapActions)
     let block = try ImageStack.activeBlockByteCount(plan)
     let direct = plan.engine == .aio ? ImageStack.chooseAlignment(plan, block) : nil
     var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
@@ -39,6 +44,7 @@ extension ImageStack {
     }
     cache = TableCache(byteCount: plan.metadataCacheByteCount)
     self.allocator = allocator
+    self.bitmaps = bitmaps
     self.disks = disks
     self.pool = pool
     self.buffers = buffers

@@ -4,6 +4,7 @@
 // one export. One thread calls it. `advance` moves a request as far as it can go; whatever the
 // request then waits for calls `wake`.
 
+import Bitmaps
 import BlockTypes
 import LinuxIO
 import NBDProtocol
@@ -55,7 +56,8 @@ struct ImageStack: ~Copyable {
   let storages: [LayerFile]
 
   let isReadOnly: Bool
-  let diskByteCount: UInt64
+  /// Larger than what clients know while the disk grows.
+  var diskByteCount: UInt64
   /// The alignment that all I/O of the chain keeps: 1 when it goes through the page cache.
   let alignment: UInt64
 
@@ -83,8 +85,11 @@ struct ImageStack: ~Copyable {
   let usesIndex: Bool
 
   var allocator: Allocator
+  /// What was written since when, as clients may ask.
+  var bitmaps: BitmapSet
   var flush = FlushState()
   var releases = ReleaseQueue()
+  var resize = ResizeState()
 
   /// Bytes reached the files since the last successful synchronisation began.
   var hasUnsyncedWrites = false

@@ -11,10 +11,12 @@ import Qcow2
 struct Layer: ~Copyable {
   let isRaw: Bool
   let file: Int
-  let diskByteCount: UInt64
+  /// The active layer may grow (Resize.swift).
+  var diskByteCount: UInt64
   let version: Int
+  let hasSnapshots: Bool
   let geometry: ClusterGeometry
-  let l1TableOffset: UInt64
+  var l1TableOffset: UInt64
   /// The L1 table in host byte order; empty for a raw layer.
   var l1: FixedArray<UInt64>
 
@@ -26,11 +28,13 @@ struct Layer: ~Copyable {
     case .raw:
       isRaw = true
       version = 0
+      hasSnapshots = false
       geometry = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
       l1TableOffset = 0
     case .qcow2(let header):
       isRaw = false
       version = header.version
+      hasSnapshots = header.snapshotCount > 0
       geometry = header.geometry
       l1TableOffset = header.l1TableOffset.byteOffset
     }

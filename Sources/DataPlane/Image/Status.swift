@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// BLOCK_STATUS: `base:allocation` and `qemu:allocation-depth` from the same lookup that reads use.
-// A request costs a bounded number of runs and of tables, however long it is.
+// BLOCK_STATUS: `base:allocation` and `qemu:allocation-depth` from the same lookup that reads use,
+// and dirty bitmaps. A request costs a bounded number of runs and of tables, however long it is.
 // Spec: proto.md, "NBD_CMD_BLOCK_STATUS", "Metadata querying"; QEMU docs/interop/nbd.rst for the
 // depth context.
 
@@ -28,6 +28,7 @@ extension ImageStack {
   /// Collects extents until the range or the room for them ends.
   mutating func collectStatus(_ index: Int) -> Progress {
     if requests.slots[index].poolCount > 0 { return .waits }
+    guard requests.slots[index].statusExtents.needsTables else { return finishStatus(index) }
     let end = requests.slots[index].offset + requests.slots[index].length
     var turn = 0
     while requests.slots[index].zeroCursor < end {
@@ -68,6 +69,12 @@ extension ImageStack {
       }
       if !hasRoom { break }
     }
+    return finishStatus(index)
+  }
+
+  /// Ends the answer with the bitmaps, which need no tables: each context may end elsewhere.
+  private mutating func finishStatus(_ index: Int) -> Progress {
+    collectDirtiness(index)
     requests.slots[index].stage = .finished
     return .more
   }
@@ -78,9 +85,7 @@ extension ImageStack {
   private mutating func addStatus(
     _ index: Int, _ byteCount: UInt64, _ status: UInt32, depth: Int
   ) -> Bool {
-    let limit =
-      requests.slots[index].flags.contains(.requestOne)
-      ? 1 : requests.slots[index].statusExtents.extentsMax
+    let limit = requests.slots[index].extentsMax
     let buffer = requests.slots[index].buffer
     let isAdded = requests.slots[index].statusExtents.add(
       byteCount, status, depth: UInt32(depth), limit: limit, to: buffer)

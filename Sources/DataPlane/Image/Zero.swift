@@ -76,7 +76,7 @@ extension ImageStack {
     }
     if cursor >= end {
       requests.slots[index].stage =
-        requests.slots[index].needsFlush ? .awaitingFlush : .finished
+        requests.slots[index].needsFlush ? .awaitingFlush : requests.slots[index].afterZero
       return .more
     }
     if cursor >= bodyStart, cursor < bodyEnd {

@@ -2,6 +2,8 @@
 //
 // What control may ask of a running export. This file performs no I/O.
 
+import Bitmaps
+
 /// A question or an order for the loop of an export, by its mailbox.
 ///
 /// The loop obeys at the end of a tick and calls the completion once, on its own thread: the
@@ -13,4 +15,10 @@ public enum ExportCommand: Sendable {
   /// Ends a client: what was answered stays answered, what is in flight ends on the disk, and the
   /// client learns no more of it. Completes with false when there is no client of this number.
   case kick(client: UInt64, @Sendable (Bool) -> Void)
+  /// The dirty bitmaps, in the order in which they were added.
+  case bitmaps(@Sendable ([BitmapStatus]) -> Void)
+  /// Changes the bitmaps, all actions at one moment or none. Completes with the reason for none.
+  case changeBitmaps([BitmapAction], @Sendable (BitmapFault?) -> Void)
+  /// Makes the disk larger. Completes with the reason if it does not become so.
+  case resize(byteCount: UInt64, @Sendable (String?) -> Void)
 }

@@ -41,7 +41,7 @@ extension ExportLoop {
       }
       image.requests.slots[slot].buffer = buffer
     }
-    if header.length == 0, command != .flush {
+    if header.length == 0, command != .flush, command != .resize {
       return finishWithoutWork(index, slot, header, command)
     }
     if command == .write {
@@ -52,7 +52,8 @@ extension ExportLoop {
     if command == .blockStatus {
       image.requests.slots[slot].statusExtents.begin(
         contexts ?? connections[index].rules.negotiated.contexts,
-        extentByteCount: connections[index].framing.extentByteCount)
+        extentByteCount: connections[index].framing.extentByteCount,
+        in: image.requests.slots[slot].buffer)
     }
     image.requests.slots[slot].wantsHoles =
       connections[index].framing.hasChunks && !header.flags.contains(.dontFragment)

@@ -13,12 +13,14 @@ extension ExportLoop {
     for arrival in arrivals.takeAll() { adopt(arrival) }
   }
 
-  /// Takes over a client. One for whom there is no memory is closed.
+  /// Takes over a client. One for whom there is no memory is closed, and so is one that has
+  /// selected a dirty bitmap that is gone.
   private mutating func adopt(_ arrival: Arrival) {
     let socket = arrival.takeSocket()
     let descriptor = socket.descriptor
     counters.connectionTotal += 1
     counters.otherCallCount += 1
+    guard hasBitmaps(of: arrival.negotiated) else { return }
     guard let buffer = image.buffers.acquire(byteCount: Connection.receiveByteCount) else { return }
     guard let replies = ReplyQueue(&image.buffers) else {
       image.buffers.release(buffer)

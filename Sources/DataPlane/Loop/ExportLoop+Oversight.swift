@@ -39,6 +39,9 @@ extension ExportLoop {
       case .status(let complete): complete(status())
       case .clients(let complete): complete(clients())
       case .kick(let number, let complete): complete(kick(number))
+      case .bitmaps(let complete): complete(bitmapStatus())
+      case .changeBitmaps(let actions, let complete): complete(changeBitmaps(actions))
+      case .resize(let byteCount, let complete): startResize(to: byteCount, complete)
       }
     }
   }
@@ -63,7 +66,7 @@ extension ExportLoop {
       }
     }
     return ExportStatus(
-      name: plan.name, diskByteCount: plan.diskByteCount, isReadOnly: plan.isReadOnly,
+      name: plan.name, diskByteCount: image.bitmaps.diskByteCount, isReadOnly: plan.isReadOnly,
       uptimeNanoseconds: MonotonicClock.nanoseconds - startNanoseconds,
       connectionCount: connections.count, connectionsMax: connections.capacity,
       connectionTotal: counters.connectionTotal, commands: commands,
@@ -110,6 +113,7 @@ extension ExportLoop {
       number: connections[index].number, peer: connections[index].peer,
       connectedNanoseconds: now - connections[index].startNanoseconds, phase: phase,
       export: plan.name, negotiated: connections[index].rules.negotiated,
+      contextNames: contextNames(index),
       tls: place < 0 ? nil : secure.streams[place].status, isStalled: connections[index].isStalled,
       inFlightCount: connections[index].requestCount,
       bufferedByteCount: connections[index].bufferByteCount + unreadByteCount(index),

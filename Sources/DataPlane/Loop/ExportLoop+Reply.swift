@@ -145,7 +145,7 @@ extension ExportLoop {
     var contexts = extents.contexts
     while let contextID = contexts.popFirst() {
       let isLast = contexts.isEmpty
-      let run = extents.run(of: contextID)
+      let run = extents.run(of: contextID, in: buffer)
       let byteCount = run.count * framing.extentByteCount
       append(index, DiskQueue.Piece(buffer, run.start, byteCount), isLast ? slot : -1) {
         framing.encodeStatusHeader(

@@ -4,6 +4,7 @@
 // it and owns everything in it. A tick takes all that is ready, submits once, sends once for each
 // client. Clients come from the reception, and have negotiated.
 
+import Bitmaps
 import BlockTypes
 import Glibc
 import LinuxIO
@@ -55,6 +56,8 @@ public struct ExportLoop: ~Copyable {
   var stop = StopState()
   var spin: SpinPolicy
   var lone = LoneClient()
+  /// What control waits to hear of the resizes that it asked for, by their slots.
+  var resizeOrders: [Int: @Sendable (String?) -> Void] = [:]
   /// Seconds since tables last became dirty and stayed so.
   var dirtySeconds = 0
 
@@ -78,7 +81,7 @@ public struct ExportLoop: ~Copyable {
     try events.add(stopOrder.eventDescriptor, .readable, token: Source.signal.token())
     try events.add(mailbox.eventDescriptor, .readable, token: Source.mailbox.token())
 
-    notice = ExportNotice(ExportLoop.describe(plan))
+    notice = ExportNotice(ExportLoop.describe(plan, image.bitmaps))
     connections = FixedPool(capacity: plan.limits.connectionsMax)
     secure = SecureStreams(capacity: plan.limits.connectionsMax)
     spin = SpinPolicy(windowNanoseconds: plan.spinNanosecondsMax)
@@ -98,20 +101,24 @@ public struct ExportLoop: ~Copyable {
       connectionsMax: plan.limits.connectionsMax)
   }
 
-  private static func describe(_ plan: ExportPlan) -> ExportDescription {
-    ExportDescription(
-      name: plan.name, description: plan.description,
-      traits: ExportTraits(
-        byteCount: plan.diskByteCount, isReadOnly: plan.isReadOnly,
-        minimumBlockByteCount: plan.minimumBlockByteCount,
-        preferredBlockByteCount: max(4096, plan.minimumBlockByteCount),
-        maximumPayloadByteCount: plan.limits.payloadBytesMax,
-        isRotational: false,
-        // All connections share one table cache and one order of flushes, so a flush on one
-        // covers what was answered on all.
-        canMultiConn: plan.limits.connectionsMax > 1,
-        canTrim: true, canWriteZeroes: true, canFastZero: true, canCache: true),
-      contexts: MetaContext.ofEveryImage)
+  static func describe(_ plan: ExportPlan, _ bitmaps: BitmapSet) -> ExportDescription {
+    var traits = ExportTraits(
+      // The bitmaps grow last, when a resize is done.
+      byteCount: bitmaps.diskByteCount, isReadOnly: plan.isReadOnly,
+      minimumBlockByteCount: plan.minimumBlockByteCount,
+      preferredBlockByteCount: max(4096, plan.minimumBlockByteCount),
+      maximumPayloadByteCount: plan.limits.payloadBytesMax,
+      isRotational: false,
+      // All connections share one table cache and one order of flushes, so a flush on one
+      // covers what was answered on all.
+      canMultiConn: plan.limits.connectionsMax > 1,
+      canTrim: true, canWriteZeroes: true, canFastZero: true, canCache: true)
+    traits.canResize = plan.clientsMayResize
+    return ExportDescription(
+      name: plan.name, description: plan.description, traits: traits,
+      contexts: MetaContext.ofEveryImage
+        + bitmaps.all.map { MetaContext.dirtyBitmap($0.name, number: $0.number) },
+      revision: bitmaps.revision)
   }
 
   /// Serves until it is ordered to stop.
@@ -173,7 +180,12 @@ public struct ExportLoop: ~Copyable {
   private mutating func makeReplies() {
     while let index = image.finished.popFirst(&image.requests.slots) {
       image.requests.slots[index].stage = .replying
+      if image.requests.slots[index].command == .resize { resizeEnded(index) }
       let connection = Int(image.requests.slots[index].connection)
+      guard connection >= 0 else {
+        image.retire(index)
+        continue
+      }
       countAnswer(connection, index)
       guard !connections[connection].isBroken else {
         retire(index)

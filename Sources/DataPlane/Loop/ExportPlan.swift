@@ -3,6 +3,7 @@
 // What an export consists of: an immutable value that Control compiles and the loop obeys.
 // This file performs no I/O.
 
+import Bitmaps
 import BlockTypes
 import LinuxIO
 import Qcow2
@@ -66,6 +67,10 @@ public struct ExportPlan {
   public var spinNanosecondsMax: UInt64
   /// How long a client may do nothing.
   public var patience = ClientPatience()
+  /// Clients may make the disk larger.
+  public var clientsMayResize = false
+  /// What makes the dirty bitmaps that the export begins with.
+  public var bitmapActions: [BitmapAction] = []
 
   public init(
     name: String, description: String, isReadOnly: Bool, layers: [LayerPlan], engine: Engine,

@@ -45,7 +45,8 @@ extension Visitor {
     ClientStatus(
       number: number, peer: peer,
       connectedNanoseconds: MonotonicClock.nanoseconds - startNanoseconds, phase: .handshake,
-      export: nil, negotiated: nil, tls: tlsStatus, isStalled: false, inFlightCount: 0,
+      export: nil, negotiated: nil, contextNames: [], tls: tlsStatus, isStalled: false,
+      inFlightCount: 0,
       bufferedByteCount: 0, requestCount: 0, errorCount: 0,
       receivedByteCount: counters.receivedByteCount, sentByteCount: counters.sentByteCount)
   }

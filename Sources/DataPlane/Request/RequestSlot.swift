@@ -19,6 +19,7 @@ import NBDProtocol
 ///                  TRIM:   claiming ─► zeroingClusters ─► [awaitingFlush] ─► finished
 ///                  FLUSH:  awaitingFlush ─► finished
 ///                  STATUS: collectingStatus ─► finished
+///                  RESIZE: resizing ─► [the stages of ZERO ─► resizing] ─► finished
 ///     any ─► unwinding ─► finished, once nothing is in flight for it
 enum Stage: UInt8 {
   case free
@@ -52,6 +53,8 @@ enum Stage: UInt8 {
   case collectingStatus
   case awaitingFlush
   case releasing
+  /// Making the disk larger; `ResizeState.Step` tells how far it is.
+  case resizing
   case unwinding
   /// The reply can be made.
   case finished
@@ -65,7 +68,8 @@ enum Stage: UInt8 {
     case .scanning, .claiming, .readingHeadEdge, .readingTailEdge, .placing, .makingTable,
       .writingTable, .allocating, .fillingHead, .fillingTail, .gathering, .writingClusters,
       .committing, .awaitingWrites, .nextZeroPiece, .zeroingClusters, .provisioning,
-      .mappingZeroes, .awaitingPool, .collectingStatus, .awaitingFlush, .releasing, .unwinding:
+      .mappingZeroes, .awaitingPool, .collectingStatus, .awaitingFlush, .releasing, .resizing,
+      .unwinding:
       true
     }
   }
@@ -199,6 +203,8 @@ struct RequestSlot {
   var zeroCursor: UInt64 = 0
   var bodyStart: UInt64 = 0
   var bodyEnd: UInt64 = 0
+  /// What follows a WRITE_ZEROES.
+  var afterZero: Stage = .finished
   /// The L1 index and host cluster of the table being made.
   var tableIndex = 0
   var tableHost: UInt64 = 0
@@ -254,6 +260,17 @@ struct RequestSlot {
   mutating func noteFailedScan() {
     guard command == .read, stage == .scanning else { return }
     errorOffset = min(errorOffset, max(scan.cursor, offset))
+  }
+
+  /// Extents of one context that a BLOCK_STATUS may tell.
+  var extentsMax: Int { flags.contains(.requestOne) ? 1 : statusExtents.extentsMax }
+
+  /// What a request changes on the disk; nil when it only looks.
+  var changedRange: ByteRange? {
+    switch command {
+    case .write, .writeZeroes, .trim: return ByteRange(start: offset, end: offset + length)
+    case .read, .disconnect, .flush, .cache, .blockStatus, .resize: return nil
+    }
   }
 
   /// The request's range rounded out to the alignment of the chain.

@@ -2,6 +2,7 @@
 //
 // The fixed table of all requests of an export. This file performs no I/O.
 
+import BlockTypes
 import LinuxIO
 
 /// Slots for requests. Memory of slots that were never used is never touched.
@@ -50,6 +51,13 @@ struct RequestTable: ~Copyable {
     slots[index].stage = .free
     usedCount -= 1
     free.prepend(index, &slots)
+  }
+
+  /// The ranges of the requests that change the disk and have begun and not ended.
+  var changesUnderWay: [ByteRange] {
+    (0..<firstUnused).compactMap { index in
+      slots[index].stage.usesPlaces ? slots[index].changedRange : nil
+    }
   }
 
   /// The sequence number that the next request will exceed: what was freed now must outlive all

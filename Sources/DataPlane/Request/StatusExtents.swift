@@ -8,10 +8,14 @@ import BlockTypes
 import LinuxIO
 import NBDProtocol
 
-/// What a BLOCK_STATUS has found so far: the extents of `base:allocation` lie in the first half of
-/// the buffer, those of `qemu:allocation-depth` in the second.
+/// What a BLOCK_STATUS has found so far.
+///
+/// The buffer begins with the counts of extents, a word for each context that is told about; the
+/// rest is divided evenly among them, for the extents. Contexts are numbered here by their place
+/// in the set.
 struct StatusExtents {
   static let bufferByteCount = 64 << 10
+  private static let countsByteCount = MetaContextSet.contextsMax * 8
   /// Runs that one request looks at; the answer is shorter than what was asked for then. In
   /// clusters of 64 KiB they cover at least 4 GiB.
   static let runsMax = 65_536
@@ -23,10 +27,8 @@ struct StatusExtents {
   private(set) var contexts: MetaContextSet = []
   /// 8 bytes with compact headers, 16 with extended ones.
   private(set) var extentByteCount = 8
-  private(set) var allocationCount = 0
-  private(set) var depthCount = 0
-  private var lastAllocation = Extent(byteCount: 0, status: 0)
-  private var lastDepth = Extent(byteCount: 0, status: 0)
+  /// Extents of one context that have room.
+  private(set) var extentsMax = 0
   private(set) var runCount = 0
   /// Pages of tables that were waited for.
   var tableCount = 0
@@ -43,20 +45,36 @@ struct StatusExtents {
     var count: Int
   }
 
-  mutating func begin(_ contexts: MetaContextSet, extentByteCount: Int) {
+  /// Starts to tell about `contexts`, at least one, in a buffer of `bufferByteCount`.
+  mutating func begin(
+    _ contexts: MetaContextSet, extentByteCount: Int, in buffer: IOBuffer
+  ) {
+    precondition(!contexts.isEmpty, "BLOCK_STATUS was admitted without contexts")
     self.contexts = contexts
     self.extentByteCount = extentByteCount
+    extentsMax =
+      (StatusExtents.bufferByteCount - StatusExtents.countsByteCount) / contexts.count
+      / extentByteCount
+    buffer.zero(0, StatusExtents.countsByteCount)
   }
 
-  var extentsMax: Int { StatusExtents.bufferByteCount / 2 / extentByteCount }
+  /// Whether the tables have to be asked, and not the bitmaps alone.
+  var needsTables: Bool {
+    contexts.contains(.baseAllocation) || contexts.contains(.allocationDepth)
+  }
 
-  func run(of contextID: UInt32) -> Run {
-    switch contextID {
-    case MetaContextSet.baseAllocationID: Run(start: 0, count: allocationCount)
-    case MetaContextSet.allocationDepthID:
-      Run(start: StatusExtents.bufferByteCount / 2, count: depthCount)
-    default: preconditionFailure("context \(contextID) was selected and never offered")
-    }
+  func run(of contextID: UInt32, in buffer: IOBuffer) -> Run {
+    let place = place(of: contextID)
+    return Run(
+      start: StatusExtents.countsByteCount + place * extentsMax * extentByteCount,
+      count: Int(buffer.loadWord(at: place * 8)))
+  }
+
+  /// How many of the contexts have a smaller id.
+  private func place(of contextID: UInt32) -> Int {
+    precondition(
+      contexts.contains(wireID: contextID), "context \(contextID) is not to be told about")
+    return MetaContextSet(rawValue: contexts.rawValue & (1 << contextID - 1)).count
   }
 
   /// Whether there is something to tell and looking on would cost too much.
@@ -66,40 +84,72 @@ struct StatusExtents {
       || tableCount >= StatusExtents.tablesMax
   }
 
-  /// Adds a run to the answers; false, and nothing is added, when one that is told about already
-  /// has `limit` extents and would need another.
+  /// Adds a run to what `base:allocation` and `qemu:allocation-depth` tell; false, and nothing is
+  /// added, when one of them that is told about already has `limit` extents and would need another.
   mutating func add(
     _ byteCount: UInt64, _ status: UInt32, depth: UInt32, limit: Int, to buffer: IOBuffer
   ) -> Bool {
     let tellsAllocation = contexts.contains(.baseAllocation)
     let tellsDepth = contexts.contains(.allocationDepth)
-    let startsAllocation =
-      tellsAllocation && (allocationCount == 0 || lastAllocation.status != status)
-    let startsDepth = tellsDepth && (depthCount == 0 || lastDepth.status != depth)
-    if startsAllocation, allocationCount == limit { return false }
-    if startsDepth, depthCount == limit { return false }
+    let (allocationID, depthID) = (
+      MetaContextSet.baseAllocationID, MetaContextSet.allocationDepthID
+    )
+    if tellsAllocation, !hasRoom(for: status, of: allocationID, limit, buffer) { return false }
+    if tellsDepth, !hasRoom(for: depth, of: depthID, limit, buffer) { return false }
     runCount += 1
-    if startsAllocation {
-      allocationCount += 1
-      lastAllocation = Extent(byteCount: 0, status: status)
-    }
-    if startsDepth {
-      depthCount += 1
-      lastDepth = Extent(byteCount: 0, status: depth)
-    }
-    if tellsAllocation {
-      lastAllocation.byteCount += byteCount
-      store(lastAllocation, in: buffer, run(of: MetaContextSet.baseAllocationID))
-    }
-    if tellsDepth {
-      lastDepth.byteCount += byteCount
-      store(lastDepth, in: buffer, run(of: MetaContextSet.allocationDepthID))
-    }
+    if tellsAllocation { append(byteCount, status, of: allocationID, buffer) }
+    if tellsDepth { append(byteCount, depth, of: depthID, buffer) }
     return true
   }
 
-  /// Stores the last extent of a run.
-  private func store(_ extent: Extent, in buffer: IOBuffer, _ run: Run) {
+  /// Adds a run to what one context tells; false, and nothing is added, when it already has `limit`
+  /// extents and would need another.
+  func add(
+    _ byteCount: UInt64, _ status: UInt32, of contextID: UInt32, limit: Int, to buffer: IOBuffer
+  ) -> Bool {
+    guard hasRoom(for: status, of: contextID, limit, buffer) else { return false }
+    append(byteCount, status, of: contextID, buffer)
+    return true
+  }
+
+  private func hasRoom(
+    for status: UInt32, of contextID: UInt32, _ limit: Int, _ buffer: IOBuffer
+  ) -> Bool {
+    let run = run(of: contextID, in: buffer)
+    return run.count < limit || lastExtent(of: run, in: buffer).status == status
+  }
+
+  private func append(
+    _ byteCount: UInt64, _ status: UInt32, of contextID: UInt32, _ buffer: IOBuffer
+  ) {
+    let run = run(of: contextID, in: buffer)
+    if run.count > 0 {
+      let last = lastExtent(of: run, in: buffer)
+      if last.status == status {
+        store(Extent(byteCount: last.byteCount + byteCount, status: status), last: run, in: buffer)
+        return
+      }
+    }
+    buffer.storeWord(UInt64(run.count + 1), at: place(of: contextID) * 8)
+    store(
+      Extent(byteCount: byteCount, status: status),
+      last: Run(start: run.start, count: run.count + 1), in: buffer)
+  }
+
+  // MARK: The last extent of a run, as it stands on the wire
+
+  private func lastExtent(of run: Run, in buffer: IOBuffer) -> Extent {
+    let offset = run.start + (run.count - 1) * extentByteCount
+    if extentByteCount == ExtendedReply.extentByteCount {
+      return Extent(
+        byteCount: buffer.loadBigEndian64(at: offset),
+        status: UInt32(buffer.loadBigEndian64(at: offset + 8)))
+    }
+    let words = buffer.loadBigEndian64(at: offset)
+    return Extent(byteCount: words >> 32, status: UInt32(truncatingIfNeeded: words))
+  }
+
+  private func store(_ extent: Extent, last run: Run, in buffer: IOBuffer) {
     let offset = run.start + (run.count - 1) * extentByteCount
     if extentByteCount == ExtendedReply.extentByteCount {
       buffer.storeBigEndian64(extent.byteCount, at: offset)

@@ -12,11 +12,13 @@ public struct ExportDescription: Sendable, Hashable {
   public let traits: ExportTraits
   /// The contexts on offer, each with an id of its own.
   public let contexts: [MetaContext]
+  /// Tells descriptions of one export apart: what a client negotiated repeats it.
+  public let revision: UInt64
 
   /// Traps when a string breaks the specification's limits: the configuration checked them.
   public init(
     name: String, description: String = "", traits: ExportTraits,
-    contexts: [MetaContext] = [.baseAllocation]
+    contexts: [MetaContext] = [.baseAllocation], revision: UInt64 = 0
   ) {
     precondition(
       name.utf8.count <= ExportName.byteCountMax && !name.utf8.contains(0),
@@ -30,5 +32,6 @@ public struct ExportDescription: Sendable, Hashable {
     self.description = description
     self.traits = traits
     self.contexts = contexts
+    self.revision = revision
   }
 }

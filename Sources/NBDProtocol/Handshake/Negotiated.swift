@@ -16,16 +16,19 @@
   /// Whether the client asked for BLOCK_SIZE in its GO: only then is a request that is not aligned
   /// to the minimum block size refused.
   public var blockSizesAgreed: Bool
+  /// The revision of the export's description that the client was told.
+  public var revision: UInt64
 
   @inlinable public init(
     exportIndex: Int, structuredReplies: Bool = false, extendedHeaders: Bool = false,
-    contexts: MetaContextSet = [], blockSizesAgreed: Bool = false
+    contexts: MetaContextSet = [], blockSizesAgreed: Bool = false, revision: UInt64 = 0
   ) {
     self.exportIndex = exportIndex
     self.structuredReplies = structuredReplies || extendedHeaders
     self.extendedHeaders = extendedHeaders
     self.contexts = contexts
     self.blockSizesAgreed = blockSizesAgreed
+    self.revision = revision
   }
 
   @inlinable public var framing: ReplyFraming {

@@ -92,6 +92,6 @@ extension ServerHandshake {
       Negotiated(
         exportIndex: index, structuredReplies: framing.hasChunks,
         extendedHeaders: framing == .extended, contexts: contexts(of: index),
-        blockSizesAgreed: blockSizesAgreed))
+        blockSizesAgreed: blockSizesAgreed, revision: exports[index].revision))
   }
 }

@@ -66,7 +66,7 @@ public struct MetaContext: Hashable, Sendable {
     switch kind {
     case .baseAllocation: MetaContextSet.baseAllocationID
     case .allocationDepth: MetaContextSet.allocationDepthID
-    case .dirtyBitmap(let number): MetaContextSet.allocationDepthID + 1 + UInt32(number)
+    case .dirtyBitmap(let number): MetaContextSet.firstBitmapID + UInt32(number)
     }
   }
 }
@@ -77,6 +77,8 @@ public struct MetaContext: Hashable, Sendable {
   @inlinable public static var contextsMax: Int { 64 }
   @inlinable public static var baseAllocationID: UInt32 { 0 }
   @inlinable public static var allocationDepthID: UInt32 { 1 }
+  /// The id of the dirty bitmap of number 0; the others follow.
+  @inlinable public static var firstBitmapID: UInt32 { 2 }
 
   public let rawValue: UInt64
 
@@ -84,6 +86,16 @@ public struct MetaContext: Hashable, Sendable {
 
   @inlinable public static var baseAllocation: Self { Self(rawValue: 1 << baseAllocationID) }
   @inlinable public static var allocationDepth: Self { Self(rawValue: 1 << allocationDepthID) }
+
+  /// The dirty bitmaps of the set.
+  @inlinable public var dirtyBitmaps: Self {
+    Self(rawValue: rawValue & (.max << UInt64(MetaContextSet.firstBitmapID)))
+  }
+
+  /// The number of the dirty bitmap with an id that is one's.
+  @inlinable public static func bitmapNumber(ofID wireID: UInt32) -> Int {
+    Int(wireID - firstBitmapID)
+  }
 
   /// The set of `context` alone.
   public init(_ context: MetaContext) { rawValue = 1 << context.wireID }

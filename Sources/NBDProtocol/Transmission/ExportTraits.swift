@@ -5,7 +5,8 @@
 
 import BlockTypes
 
-/// Size, abilities and block sizes of one export; constant for the life of a connection.
+/// Size, abilities and block sizes of one export. Constant for the life of a connection, but for
+/// the size, which may grow.
 @frozen public struct ExportTraits: Sendable, Hashable {
   public var byteCount: UInt64
   public var isReadOnly: Bool
@@ -22,6 +23,8 @@ import BlockTypes
   public var canWriteZeroes: Bool
   public var canFastZero: Bool
   public var canCache: Bool
+  /// Clients may make the export larger.
+  public var canResize = false
 
   /// Traps when the block sizes contradict the specification: they are ours.
   public init(
@@ -74,6 +77,7 @@ import BlockTypes
     if structuredReplies { flags.insert(.sendDF) }
     if canMultiConn { flags.insert(.canMultiConn) }
     if canCache { flags.insert(.sendCache) }
+    if canResize && !isReadOnly { flags.insert(.sendResize) }
     if statusPayload { flags.insert(.blockStatusPayload) }
     return flags
   }

@@ -32,7 +32,7 @@ import BlockTypes
   /// - Spec: a larger one SHOULD end the connection.
   @inlinable public static var countedPayloadByteCountMax: UInt64 { 32 << 20 }
 
-  public let traits: ExportTraits
+  public var traits: ExportTraits
   public let negotiated: Negotiated
 
   @inlinable public init(traits: ExportTraits, negotiated: Negotiated) {
@@ -109,7 +109,7 @@ import BlockTypes
     case .flush:
       // "length and offset are reserved, and MUST be set to all-zero."
       return header.offset == 0 && header.length == 0 ? .none : .EINVAL
-    case .resize: return .EINVAL
+    case .resize: return resizeFault(of: header)
     case .disconnect: return .none
     }
   }
@@ -132,6 +132,22 @@ import BlockTypes
     case .write, .trim, .writeZeroes: true
     case .read, .disconnect, .flush, .cache, .blockStatus, .resize: false
     }
+  }
+
+  /// The offset of RESIZE is the wanted size; its length is reserved, and 0.
+  ///
+  /// - Spec: proto.md of the branch extension-resize, "NBD_CMD_RESIZE": EPERM by policy.
+  @inlinable func resizeFault(of header: RequestHeader) -> NBDErrno {
+    guard traits.canResize, header.length == 0 else { return .EINVAL }
+    if traits.isReadOnly || header.offset < traits.byteCount { return .EPERM }
+    guard header.offset.isAligned(to: UInt64(traits.minimumBlockByteCount)) else { return .EINVAL }
+    return header.offset <= UInt64(Int64.max) ? .none : .ENOSPC
+  }
+
+  /// From now on the export has `byteCount` bytes: it grew.
+  public mutating func grow(to byteCount: UInt64) {
+    precondition(byteCount >= traits.byteCount, "an export shrank under its clients")
+    traits.byteCount = byteCount
   }
 
   @inlinable func isInside(_ header: RequestHeader) -> Bool {

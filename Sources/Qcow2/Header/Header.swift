@@ -55,6 +55,7 @@ public struct Header: Sendable, Hashable {
   public static let fileByteCountMax = UInt64(Int64.max)
 
   /// Offsets of the fields that change while an image is in use.
+  public static let diskByteCountOffset = HostOffset(byteOffset: 24)
   public static let l1EntryCountOffset = HostOffset(byteOffset: 36)
   public static let l1TableFieldOffset = HostOffset(byteOffset: 40)
   public static let refcountTableFieldOffset = HostOffset(byteOffset: 48)

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// RESIZE: a disk that grows while it is served. Spec: proto.md of the branch extension-resize,
+// "NBD_CMD_RESIZE"; qcow2.rst, "Header" (size, l1_size).
+//
+//     begin ─► [takingTable ─► securingTable ─► switchingTable] ─► awaitingEnd ─► zeroing
+//           ─► securingZeroes ─► committing
+//     begin ─► growingFile ─► committing                                          (a raw file)
+//
+// The header names the larger L1 table before it names the larger size, and the size only when what
+// the disk grows by reads as zeroes. A power cut leaves the old disk or the new one.
+
+import BlockTypes
+import LinuxIO
+import NBDProtocol
+import Qcow2
+
+/// The one resize that runs, if any does.
+struct ResizeState {
+  enum Step: UInt8 {
+    case begin
+    case takingTable
+    case securingTable
+    case switchingTable
+    case awaitingEnd
+    case zeroing
+    case securingZeroes
+    case growingFile
+    case committing
+  }
+
+  /// The slot of the request; -1 when none runs.
+  var slot: Int32 = -1
+  var step: Step = .begin
+  var oldByteCount: UInt64 = 0
+  var newByteCount: UInt64 = 0
+  /// A place for a larger L1 table, as far as it is taken.
+  var tableHost: UInt64 = 0
+  var tableClusterCount = 0
+  /// A flush was asked for, and the request waits for its end.
+  var flushIsAsked = false
+}
+
+/// Why a disk cannot have a size.
+struct ResizeRefusal: Error {
+  let error: BlockErrno
+  let reason: String
+
+  init(_ error: BlockErrno, _ reason: String) {
+    self.error = error
+    self.reason = reason
+  }
+}
+
+extension ImageStack {
+  /// Checks what can be told before anything is done.
+  mutating func requireResizable(to newByteCount: UInt64) throws(ResizeRefusal) {
+    if isReadOnly { throw ResizeRefusal(.readOnly, "the export is read-only") }
+    let old = diskByteCount
+    guard newByteCount >= old else {
+      throw ResizeRefusal(.readOnly, "the disk has \(old) bytes, and disks never shrink")
+    }
+    guard newByteCount <= Header.fileByteCountMax else {
+      throw ResizeRefusal(.noSpace, "\(newByteCount) bytes are more than a disk can have")
+    }
+    let unit = layers[0].isRaw ? max(alignment, 512) : 512
+    guard newByteCount.isAligned(to: unit) else {
+      throw ResizeRefusal(.invalid, "\(newByteCount) bytes are no multiple of \(unit)")
+    }
+    if layers[0].isRaw {
+      guard allocator.canGrow else {
+        throw ResizeRefusal(.notSupported, "a block device is not resized here")
+      }
+    } else if layers[0].version < 3, layers[0].hasSnapshots {
+      // Their entries need not say how large the disk was.
+      throw ResizeRefusal(.notSupported, "the image has version 2 and snapshots")
+    } else if !hasRoomForTable(entryCount: neededTableEntryCount(newByteCount)) {
+      throw ResizeRefusal(
+        .noSpace,
+        "\(newByteCount) bytes need a larger L1 table than clusters of"
+          + " \(layers[0].geometry.clusterByteCount) bytes allow")
+    }
+    var grown = bitmaps
+    do { try grown.resize(toDiskByteCount: newByteCount) } catch {
+      throw ResizeRefusal(.noSpace, "a dirty bitmap would be too large: \(error.reason)")
+    }
+  }
+
+  /// Whether an L1 table of so many entries is there, or can be: each stretch of clusters that a
+  /// refcount block counts begins with that block, and a table lies in one piece between two.
+  private func hasRoomForTable(entryCount: Int) -> Bool {
+    let geometry = layers[0].geometry
+    return entryCount <= layers[0].l1.count
+      || entryCount <= Header.l1TableByteCountMax / 8
+        && geometry.clusterCount(for: UInt64(entryCount * 8)) < geometry.refcountBlockEntryCount
+  }
+
+  func neededTableEntryCount(_ byteCount: UInt64) -> Int {
+    layers[0].geometry.l1EntryCount(forDiskOf: byteCount)
+  }
+
+  /// Starts a request whose offset is the wanted size.
+  mutating func startResize(_ index: Int) { requests.slots[index].stage = .resizing }
+
+  /// Goes on with a resize as far as it can go.
+  mutating func resizeOn(_ index: Int) -> Progress {
+    if resize.slot != Int32(index) {
+      // One at a time.
+      guard resize.slot < 0 else { return yield(index) }
+      return beginResize(index)
+    }
+    switch resize.step {
+    case .begin: preconditionFailure("a resize began twice")
+    case .takingTable: return takeTable(index)
+    case .securingTable: return secure(index, then: .switchingTable)
+    case .switchingTable: return switchL1Table(index)
+    case .awaitingEnd: return awaitEnd(index)
+    case .zeroing:
+      resize.step = .securingZeroes
+      return .more
+    case .securingZeroes: return secure(index, then: .committing)
+    case .growingFile: return growRawFile(index)
+    case .committing: return commitSize(index)
+    }
+  }
+
+  private mutating func beginResize(_ index: Int) -> Progress {
+    let newByteCount = requests.slots[index].offset
+    if isStopping { return fail(index, .shutdown) }
+    do throws(ResizeRefusal) {
+      try requireResizable(to: newByteCount)
+    } catch {
+      return fail(index, error.error)
+    }
+    guard newByteCount > diskByteCount else {
+      requests.slots[index].stage = .finished
+      return .more
+    }
+    resize = ResizeState()
+    resize.slot = Int32(index)
+    resize.oldByteCount = diskByteCount
+    resize.newByteCount = newByteCount
+    if layers[0].isRaw {
+      resize.step = .growingFile
+    } else if neededTableEntryCount(newByteCount) > layers[0].l1.count {
+      resize.step = .takingTable
+    } else {
+      resize.step = .awaitingEnd
+    }
+    return .more
+  }
+
+  /// Waits for a flush that begins now or later, and fails with it.
+  private mutating func secure(_ index: Int, then next: ResizeState.Step) -> Progress {
+    if resize.flushIsAsked, !flush.isRunning, !flush.isWanted {
+      resize.flushIsAsked = false
+      if flush.error != .none { return fail(index, flush.error) }
+      resize.step = next
+      return .more
+    }
+    if !flush.isRunning, !resize.flushIsAsked {
+      resize.flushIsAsked = true
+      wantFlush()
+    }
+    flush.idleWaiters.append(index, &requests.slots)
+    return .waits
+  }
+
+  // MARK: The end of the disk
+
+  /// Lets those end that zero up to the old end of the disk: they take the rest of its last cluster
+  /// for nobody's. Then what the disk grows by is made to read as zeroes, while no client knows of
+  /// it: the old last cluster may hold anything there, and a larger backing file would show.
+  private mutating func awaitEnd(_ index: Int) -> Progress {
+    let old = resize.oldByteCount
+    guard !requests.changesUnderWay.contains(where: { $0.end == old }) else {
+      return yield(index)
+    }
+    setDiskByteCount(resize.newByteCount)
+    resize.step = .zeroing
+    var end = old.alignedUp(to: layers[0].geometry.clusterByteCount)
+    for layer in 1..<max(layers.count, 1) { end = max(end, layers[layer].diskByteCount) }
+    end = min(end, resize.newByteCount)
+    guard end > old else { return .more }
+    requests.slots[index].command = .writeZeroes
+    requests.slots[index].flags = []
+    requests.slots[index].offset = old
+    requests.slots[index].length = end - old
+    requests.slots[index].afterZero = .resizing
+    startZero(index)
+    return .more
+  }
+
+  private mutating func setDiskByteCount(_ byteCount: UInt64) {
+    let old = min(diskByteCount, byteCount)
+    diskByteCount = byteCount
+    layers[0].diskByteCount = byteCount
+    guard usesIndex else { return }
+    // The page of the index that holds the end was made for the other size.
+    dropUnfinishedIndexPages()
+    if let page = cache.find(IndexGeometry.cacheLayer, index.pageStart(of: old)) {
+      cache.remove(page)
+    }
+  }
+
+  // MARK: Raw files
+
+  private mutating func growRawFile(_ index: Int) -> Progress {
+    if requests.slots[index].poolCount > 0 { return .waits }
+    if requests.slots[index].poolWasAsked {
+      requests.slots[index].poolWasAsked = false
+      let errno = Int32(requests.slots[index].poolValue)
+      if errno != 0 { return fail(index, BlockErrno(systemErrno: errno)) }
+      setDiskByteCount(resize.newByteCount)
+      disks.setByteCount(resize.newByteCount, ofFile: layers[0].file)
+      allocator.fileByteCount = resize.newByteCount
+      resize.step = .committing
+      return .more
+    }
+    requests.slots[index].poolWasAsked = true
+    let storage = storages[0]
+    let newByteCount = resize.newByteCount
+    submitToPool(index) {
+      BlockingPool.errno { () throws(SystemError) in
+        try storage.file.truncate(to: newByteCount)
+        try storage.file.synchronize()
+      }
+    }
+    return .waits
+  }
+
+  // MARK: The new size
+
+  /// Makes the new size that of the image, and of its bitmaps.
+  private mutating func commitSize(_ index: Int) -> Progress {
+    if !layers[0].isRaw {
+      let newByteCount = resize.newByteCount
+      let failure = changeHeader {
+        $0.storeBigEndian64(newByteCount, at: Int(Header.diskByteCountOffset.byteOffset))
+      }
+      if failure != .none { return fail(index, failure) }
+    }
+    do {
+      try bitmaps.resize(toDiskByteCount: resize.newByteCount)
+    } catch {
+      // Bitmaps were added meanwhile. They go on with the old size, and so do the clients.
+      return fail(index, .noSpace)
+    }
+    requests.slots[index].stage = .finished
+    return .more
+  }
+
+  /// Changes the first block of the header at once, durably.
+  mutating func changeHeader(_ change: (IOBuffer) -> Void) -> BlockErrno {
+    let blockByteCount = layers[0].geometry.pageByteCount
+    guard disks.hasRoom else { return .noMemory }
+    guard let block = buffers.acquire(byteCount: blockByteCount) else { return .noMemory }
+    defer { buffers.release(block) }
+    let piece = DiskQueue.Piece(block, 0, blockByteCount)
+    var failure = disks.readNow(file: layers[0].file, at: 0, piece)
+    if failure != 0 { return BlockErrno(systemErrno: failure) }
+    change(block)
+    do throws(SystemError) {
+      failure = disks.writeNow(file: layers[0].file, at: 0, piece)
+      if failure != 0 { throw SystemError(errno: failure, call: "write") }
+      try storages[0].file.synchronize()
+    } catch {
+      lostWrites = true  // what the header says is unknown now
+      return BlockErrno(systemErrno: error.errno)
+    }
+    return .none
+  }
+
+  /// Forgets a resize that has ended, and what an unfinished one did. Called for every request.
+  mutating func endResize(_ index: Int) {
+    guard resize.slot == Int32(index) else { return }
+    requests.slots[index].command = .resize
+    requests.slots[index].offset = resize.newByteCount
+    requests.slots[index].length = 0
+    if requests.slots[index].error != .none {
+      if diskByteCount != resize.oldByteCount { setDiskByteCount(resize.oldByteCount) }
+      abandonL1Table()
+    }
+    resize.slot = -1
+  }
+}
