@@ -66,6 +66,10 @@ let package = Package(
       name: "NBDClient", dependencies: ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS"],
       swiftSettings: strict),
 
+    // L4: the kernel's nbd driver.
+    .target(
+      name: "KernelNBD", dependencies: ["NBDProtocol", "LinuxIO"], swiftSettings: strict),
+
     // L4: images at rest.
     .target(
       name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
@@ -90,14 +94,15 @@ let package = Package(
     .executableTarget(
       name: "strata",
       dependencies: [
-        "Control", "ImageTools", "Bitmaps", "NBDClient", "NBDLint", "TLS", argumentParser,
+        "Control", "ImageTools", "Bitmaps", "NBDClient", "KernelNBD", "NBDLint", "TLS",
+        argumentParser,
       ],
       swiftSettings: strict),
 
     // T: tests of the wire protocol.
     .testTarget(
-      name: "NBDProtocolTests", dependencies: ["BlockTypes", "NBDProtocol"],
-      swiftSettings: tests),
+      name: "NBDProtocolTests", dependencies: ["BlockTypes", "NBDProtocol", "TestSupport"],
+      exclude: ["Golden"], swiftSettings: tests),
 
     // T: the client, against scripted servers and against those that people use.
     .testTarget(
@@ -105,6 +110,14 @@ let package = Package(
       dependencies: [
         "BlockTypes", "NBDProtocol", "LinuxIO", "NBDClient", "TLS", "TestSupport", "strata",
         "stratad",
+      ],
+      swiftSettings: tests),
+
+    // T: the kernel's driver as far as it goes without one; tools/guest/suite has the rest.
+    .testTarget(
+      name: "KernelNBDTests",
+      dependencies: [
+        "NBDProtocol", "LinuxIO", "NBDClient", "KernelNBD", "TestSupport", "strata", "stratad",
       ],
       swiftSettings: tests),
 

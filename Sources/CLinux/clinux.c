@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/netlink.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -102,6 +103,10 @@ int clinux_block_discard(int fd, uint64_t offset, uint64_t length) {
 int clinux_block_zero(int fd, uint64_t offset, uint64_t length) {
   uint64_t range[2] = {offset, length};
   return (int)clinux_result(ioctl(fd, BLKZEROOUT, range));
+}
+
+int clinux_control(int fd, unsigned long request, unsigned long value) {
+  return (int)clinux_result(ioctl(fd, request, value));
 }
 
 int clinux_ofd_lock(int fd, short type, int64_t start, int64_t length) {
@@ -261,6 +266,26 @@ int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port) {
   return (int)clinux_result(connect(socket, (struct sockaddr *)&address, sizeof address));
 }
 
+int clinux_generic_netlink(void) {
+  struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+  int one = 1;
+  int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_GENERIC);
+  if (fd < 0) return -errno;
+  // Wishes: without them refusals are less clear.
+  setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, &one, sizeof one);
+  setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &one, sizeof one);
+  if (connect(fd, (struct sockaddr *)&kernel, sizeof kernel) < 0) {
+    int number = errno;
+    close(fd);
+    return -number;
+  }
+  return fd;
+}
+
+int64_t clinux_receive_datagram(int socket, void *bytes, size_t byte_count) {
+  return clinux_result(recv(socket, bytes, byte_count, MSG_DONTWAIT | MSG_TRUNC));
+}
+
 // -- Processes -------------------------------------------------------------------------------
 
 int clinux_fork(void) { return (int)clinux_result(fork()); }
@@ -286,6 +311,15 @@ int clinux_set_dumpable(int is_dumpable) {
 }
 
 int clinux_dumpable(void) { return (int)clinux_result(prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)); }
+
+int clinux_set_io_flusher(void) {
+  // PR_SET_IO_FLUSHER, which older headers do not name.
+  return (int)clinux_result(prctl(57, 1, 0, 0, 0));
+}
+
+int clinux_lock_memory(void) {
+  return (int)clinux_result(mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT));
+}
 
 // -- Memory ----------------------------------------------------------------------------------
 

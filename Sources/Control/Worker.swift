@@ -25,7 +25,7 @@ public struct Worker {
   public func run() -> Int32 {
     do throws(ControlError) {
       Environment.openStandardStreams()
-      Environment.ignoreBrokenPipes()
+      Environment.ignoreStraySignals()
       Environment.raiseDescriptorLimit()
       try PlanCompiler.validate(config)
       let readiness = try Readiness(config)

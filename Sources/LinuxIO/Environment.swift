@@ -45,8 +45,11 @@ public enum Environment {
     }
   }
 
-  /// A client that goes away makes a write fail; it must not end the process.
-  public static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
+  /// A client that goes away makes a write fail; it must not end the process. Nor must signals that
+  /// mean nothing here, and whose default is to end it.
+  public static func ignoreStraySignals() {
+    for number in [SIGPIPE, SIGUSR1, SIGUSR2] { signal(number, SIG_IGN) }
+  }
 
   /// Allows as many descriptors as the hard limit does: a chain may have hundreds of layers.
   public static func raiseDescriptorLimit() {
@@ -64,4 +67,30 @@ public enum Environment {
     // SAFETY: the array outlives the call.
     return try SystemError.check(unsafe clinux_signalfd(signals, Int32(signals.count)), "signalfd")
   }
+}
+
+extension Environment {
+  /// Makes this process one that disks may depend on: it gets memory without waiting for dirty
+  /// pages to be written, and its own pages stay where they are.
+  ///
+  /// Where the kernel is too old or the process may not, it stays as it is: a wish, not a need.
+  public static func becomeDiskServer() {
+    _ = clinux_set_io_flusher()
+    _ = clinux_lock_memory()
+  }
+
+  /// Makes the root the current folder: a process in the background keeps no other one busy.
+  public static func leaveFolder() throws(SystemError) {
+    // SAFETY: the path is a literal.
+    guard unsafe chdir("/") == 0 else { throw SystemError(errno: errno, call: "chdir") }
+  }
+
+  /// Whether a file, folder or device can be seen at `path`.
+  public static func isThere(_ path: String) -> Bool {
+    // SAFETY: the path outlives the call.
+    unsafe access(path, F_OK) == 0
+  }
+
+  /// Bytes of one page of memory.
+  public static var pageByteCount: Int { sysconf(Int32(_SC_PAGESIZE)) }
 }

@@ -43,6 +43,11 @@ public struct IntervalTimer: ~Copyable {
 
   public init(milliseconds: Int64) throws(SystemError) {
     descriptor = try SystemError.check(clinux_timerfd(), "timerfd_create")
+    restart(milliseconds: milliseconds)
+  }
+
+  /// Begins anew, from now on with this interval.
+  public func restart(milliseconds: Int64) {
     let result = clinux_timerfd_arm(descriptor, milliseconds)
     precondition(result == 0, "a timer refuses its interval")
   }

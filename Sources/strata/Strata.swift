@@ -53,7 +53,8 @@ struct Strata: ParsableCommand {
     version: "0.1.0",
     subcommands: [
       Create.self, Serve.self, Info.self, Check.self, Map.self, Status.self, Exports.self,
-      Clients.self, Kick.self, Reload.self, Resize.self, Bitmap.self, NBD.self, Lint.self,
+      Clients.self, Kick.self, Reload.self, Resize.self, Bitmap.self, NBD.self, Attach.self,
+      Detach.self, Lint.self,
     ])
 }
 

@@ -101,6 +101,29 @@ import Testing
     #expect(talk.negotiated != nil)
   }
 
+  @Test func `counts LIST as a question about each export`() {
+    // 4096 times LIST fit in one receive of 64 KiB; each answer is as long as the list.
+    let exports = (0..<256).map { number in
+      ExportDescription(name: "export \(number)", traits: ExportTraits(byteCount: 1 << 20))
+    }
+    var talk = Talk(exports: exports)
+    talk.send(clientFlags() + (0..<4096).flatMap { _ in option(3) })
+    #expect(talk.violation == .tooManyOptions(max: 32 * 256))
+    #expect(talk.sent.count == 32 * listAnswerByteCount(exports))
+
+    var walk = Talk(exports: exports)
+    walk.send(clientFlags(), option(3), structuredReplyOption)
+    for export in exports {
+      walk.send(option(6, infoData(export.name)), listMeta(export.name), setMeta(export.name))
+    }
+    walk.send(goOption("export 255"))
+    #expect(walk.negotiated?.exportIndex == 255)
+  }
+
+  private func listAnswerByteCount(_ exports: [ExportDescription]) -> Int {
+    exports.reduce(20) { $0 + 20 + 4 + $1.name.utf8.count }
+  }
+
   @Test func `tells clients that the server stops, except at ABORT`() {
     // proto.md "NBD_REP_ERR_SHUTDOWN"
     var talk = Talk()

@@ -37,7 +37,7 @@ import Testing
 @Suite struct `The options of strata` {
   @Test(arguments: [
     "create", "info", "check", "map", "status", "exports", "clients", "kick", "reload", "resize",
-    "lint",
+    "attach", "detach", "lint",
   ])
   func `are all in the manual page`(verb: String) throws {
     let result = try runTool(ServedProcess.path(of: "strata"), verb, "--help")

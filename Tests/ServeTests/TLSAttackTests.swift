@@ -22,7 +22,7 @@ import Testing
   }
 
   // tls.plain-inject
-  @Test func `by options behind STARTTLS in one packet is cut off`() throws {
+  @Test func `by options behind STARTTLS in one packet is cut off, CVE-2021-3716`() throws {
     let server = try fixture.start(folder)
     let text = try fixture.python(
       """
@@ -41,7 +41,7 @@ import Testing
   }
 
   // tls.state-dropped
-  @Test func `by what it negotiated in plain text gains nothing`() throws {
+  @Test func `by what it negotiated in plain text gains nothing, CVE-2021-3716`() throws {
     let server = try fixture.start(folder, "--tls", "offered")
     let text = try fixture.python(
       """
@@ -126,8 +126,8 @@ import Testing
     #expect(server.stop() == 0)
   }
 
-  // CVE-2024-7409, under TLS: clients that never negotiate, and a stop with them connected.
-  @Test func `by 60 handshakes that stop in the middle holds up nobody, nor a stop`() throws {
+  // Clients that never negotiate, and a stop with them connected.
+  @Test func `by 60 handshakes that stop in the middle holds up nobody, CVE-2024-7409`() throws {
     let server = try fixture.start(folder)
     let text = try fixture.python(
       """

@@ -32,6 +32,12 @@ public final class WireSocket {
     guard result == 0 else { throw WireError.system("connect", errno: errno) }
   }
 
+  /// Takes over a connected socket.
+  public init(adopting descriptor: Int32, deadlineSeconds: Double = 20) {
+    self.descriptor = descriptor
+    self.deadlineSeconds = deadlineSeconds
+  }
+
   deinit {
     Glibc.close(descriptor)
     scratch.deallocate()

@@ -21,6 +21,7 @@ private let arrows: [String: Set<String>] = [
   ],
   // The mailbox between tasks and a connection's thread is a mutex.
   "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Synchronization"],
+  "KernelNBD": ["NBDProtocol", "LinuxIO"],
   "ImageTools": ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
   // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
   "NBDLint": ["LinuxIO", "TLS", "ImageTools"],
@@ -33,14 +34,15 @@ private let arrows: [String: Set<String>] = [
     "Control", "ImageTools", "DataPlane", "Bitmaps", "LinuxIO", "BlockTypes", "ArgumentParser",
   ],
   "strata": [
-    "Control", "ImageTools", "NBDClient", "NBDLint", "NBDProtocol", "LinuxIO", "TLS",
+    "Control", "ImageTools", "NBDClient", "KernelNBD", "NBDLint", "NBDProtocol", "LinuxIO", "TLS",
     "BlockTypes", "Bitmaps", "Qcow2", "Synchronization", "ArgumentParser",
   ],
 ]
 
 /// Modules that may call the C library by themselves; the pure ones may not.
 private let systemModules: Set<String> = [
-  "LinuxIO", "Sandbox", "Inflate", "DataPlane", "ImageTools", "Control", "stratad", "strata",
+  "LinuxIO", "Sandbox", "Inflate", "DataPlane", "KernelNBD", "ImageTools", "Control", "stratad",
+  "strata",
 ]
 
 private func imports(of source: SourceText) -> [String] {

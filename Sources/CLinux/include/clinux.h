@@ -38,6 +38,9 @@ int clinux_block_device_size(int fd, uint64_t *byte_count);
 int clinux_block_discard(int fd, uint64_t offset, uint64_t length);
 int clinux_block_zero(int fd, uint64_t offset, uint64_t length);
 
+/// An ioctl whose argument is a number, not a pointer.
+int clinux_control(int fd, unsigned long request, unsigned long value);
+
 /// Takes (or, with F_UNLCK, drops) an open-file-description lock on a byte range.
 int clinux_ofd_lock(int fd, short type, int64_t start, int64_t length);
 
@@ -99,6 +102,14 @@ int clinux_peer_vsock(int socket, uint32_t *context_id, uint32_t *port);
 /// Starts connecting to a virtual machine or its host (vsock(7)).
 int clinux_connect_vsock(int socket, uint32_t context_id, uint32_t port);
 
+/// A generic netlink socket that talks to the kernel and to nobody else (netlink(7)); refusals come
+/// with a text and without the request.
+int clinux_generic_netlink(void);
+
+/// Receives one datagram without waiting; the result is its whole length, even when that is above
+/// `byte_count` (MSG_TRUNC).
+int64_t clinux_receive_datagram(int socket, void *bytes, size_t byte_count);
+
 // -- Processes -------------------------------------------------------------------------------
 
 /// Swift hides fork; it may only be called while the process has one thread.
@@ -115,6 +126,13 @@ int clinux_set_no_new_privileges(void);
 int clinux_no_new_privileges(void);
 int clinux_set_dumpable(int is_dumpable);
 int clinux_dumpable(void);
+
+/// The kernel may need this process to write its dirty pages: allocations of the process do not wait
+/// for that (PR_SET_IO_FLUSHER, CAP_SYS_RESOURCE).
+int clinux_set_io_flusher(void);
+
+/// Keeps every page of the process in memory, those of the future too, once it was used.
+int clinux_lock_memory(void);
 
 // -- Memory ----------------------------------------------------------------------------------
 

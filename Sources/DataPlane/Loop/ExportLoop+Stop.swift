@@ -9,13 +9,15 @@ import LinuxIO
 
 /// How far a stop has come.
 struct StopState {
-  /// Seconds that clients have to finish what they are sending, and to take their last replies.
-  static let secondsMax = 2
+  /// Milliseconds that clients have to finish what they are sending, and to take their last
+  /// replies: with what comes behind, a stop takes less than two seconds.
+  static let millisecondsMax: Int64 = 1_500
   /// Failed flushes after which the tables are given up.
   static let flushesMax = 3
 
   var isStopping = false
-  var secondsLeft = StopState.secondsMax
+  /// The timer's intervals, of `millisecondsMax` each once the stop has begun.
+  var intervalsLeft = 1
   var failedFlushCount = 0
 }
 
@@ -25,7 +27,8 @@ extension ExportLoop {
     // Who was let in before the order is to learn of it.
     takeArrivals()
     stop.isStopping = true
-    stop.secondsLeft = StopState.secondsMax
+    stop.intervalsLeft = 1
+    timer.restart(milliseconds: StopState.millisecondsMax)
     image.isStopping = true
     image.disks.hurryRemotes()
     for index in 0..<connections.capacity where connections.isOccupied(index) {
@@ -40,7 +43,7 @@ extension ExportLoop {
   /// Goes on with a stop; returns how it ended once it has.
   mutating func continueStopping() -> Outcome? {
     guard stop.isStopping else { return nil }
-    if stop.secondsLeft <= 0 {
+    if stop.intervalsLeft <= 0 {
       for index in 0..<connections.capacity where connections.isOccupied(index) {
         breakConnection(index)
       }

@@ -235,6 +235,6 @@ public struct ExportLoop: ~Copyable {
     } else {
       dirtySeconds = 0
     }
-    stop.secondsLeft -= 1
+    stop.intervalsLeft -= 1
   }
 }

@@ -32,7 +32,7 @@ public final class Attendance: Sendable {
     counts = Mutex(Counts(byExport: Array(repeating: 0, count: exportCount)))
   }
 
-  /// Becomes readable when somebody left for whom `hasRoom` was answered with no.
+  /// Becomes readable when somebody left after `hasRoom` was answered with no, or as was asked for.
   var eventDescriptor: Int32 { departure.descriptor }
 
   func takeEvent() { departure.take() }
@@ -44,6 +44,9 @@ public final class Attendance: Sendable {
       return !counts.isAwaited
     }
   }
+
+  /// Asks to be told of the next departure.
+  func awaitDeparture() { counts.withLock { $0.isAwaited = true } }
 
   var total: Int { counts.withLock { $0.total } }
 

@@ -16,16 +16,23 @@ extension Reception {
         guard let socket = try StreamSocket.accept(from: listener) else { return }
         open(socket)
       } catch {
-        // Out of descriptors, say.
-        guard endOldest() else { return setListening(false) }
+        // Out of descriptors, say, which the kernel also tells when nobody waits. A client of an
+        // export gives one back when it leaves, and who has been silent for long has to go.
+        guard endOldest(nanosecondsMin: Reception.silenceNanosecondsMin) else {
+          attendance.awaitDeparture()
+          return setListening(false)
+        }
       }
     }
   }
 
+  /// Who has been negotiating for so long may have to go when descriptors run out.
+  private static var silenceNanosecondsMin: UInt64 { 1_000_000_000 }
+
   /// Makes room for somebody new by ending the one who has been negotiating for longest; false when
   /// nobody is. Silent clients get in the way of nobody, however many they are: who has something
   /// to say has said it before others have filled all places.
-  private mutating func endOldest() -> Bool {
+  private mutating func endOldest(nanosecondsMin: UInt64 = 0) -> Bool {
     var oldest: Int?
     for place in 0..<visitors.capacity where visitors.isOccupied(place) {
       guard let other = oldest else {
@@ -34,7 +41,9 @@ extension Reception {
       }
       if visitors[place].number < visitors[other].number { oldest = place }
     }
-    guard let oldest else { return false }
+    guard let oldest,
+      MonotonicClock.nanoseconds - visitors[oldest].startNanoseconds >= nanosecondsMin
+    else { return false }
     end(oldest)
     return true
   }

@@ -44,10 +44,11 @@ public struct Reception: ~Copyable {
 
   /// Bytes that one receive or one send moves.
   private static let scratchByteCount = 64 << 10
+  /// How often the clocks of visitors are looked at, and that of a stop.
+  private static let lookMilliseconds: Int32 = 1_000
+  private static let stopLookMilliseconds: Int32 = 100
   /// Clients that negotiate at once; one more, and the oldest of them ends.
   static let visitorsMax = 1_024
-  /// Seconds that clients have, during a stop, to finish what they are sending.
-  static let stopSecondsMax: UInt64 = 2
 
   let plan: ReceptionPlan
   var rules: ReceptionRules
@@ -110,13 +111,18 @@ public struct Reception: ~Copyable {
   /// Serves until a signal has ended it and every export.
   public mutating func run() {
     while !(isStopping && visitors.count == 0 && ended.count == entrances.count) {
-      let count = events.wait(timeoutMilliseconds: visitors.count > 0 || isStopping ? 1_000 : -1)
+      let count = events.wait(timeoutMilliseconds: waitMilliseconds)
       for index in 0..<count {
         let (token, what) = events.event(index)
         dispatch(token, what)
       }
       endLateVisitors()
     }
+  }
+
+  private var waitMilliseconds: Int32 {
+    if isStopping { return Reception.stopLookMilliseconds }
+    return visitors.count > 0 || !isListening ? Reception.lookMilliseconds : -1
   }
 
   private mutating func dispatch(_ token: UInt64, _ what: EventLoop.Interest) {
@@ -140,6 +146,10 @@ public struct Reception: ~Copyable {
   // MARK: Time
 
   private mutating func endLateVisitors() {
+    // One who could not be accepted, for want of a descriptor say, gets another chance.
+    if !isListening, !isStopping, attendance.hasRoom(max: plan.connectionsMax) {
+      setListening(true)
+    }
     guard visitors.count > 0 else { return }
     let now = MonotonicClock.nanoseconds
     let nanosecondsMax = UInt64(plan.limits.handshakeSecondsMax) * 1_000_000_000
@@ -149,8 +159,6 @@ public struct Reception: ~Copyable {
         && now - visitors[place].startNanoseconds >= nanosecondsMax
       if isLate || isStopping && now >= stopDeadline { end(place) }
     }
-    // One who could not be accepted, for want of a descriptor say, gets another chance.
-    if !isStopping, attendance.hasRoom(max: plan.connectionsMax) { setListening(true) }
   }
 
   // MARK: The stop
@@ -165,7 +173,7 @@ public struct Reception: ~Copyable {
         return
       }
       isStopping = true
-      stopDeadline = MonotonicClock.nanoseconds + Reception.stopSecondsMax * 1_000_000_000
+      stopDeadline = MonotonicClock.nanoseconds + UInt64(StopState.millisecondsMax) * 1_000_000
       for listener in listeners { events.remove(listener) }
       for place in 0..<visitors.capacity where visitors.isOccupied(place) {
         visitors[place].handshake.isStopping = true

@@ -175,7 +175,9 @@ public struct ServerHandshake: Sendable {
   private mutating func acceptHeader(_ header: OptionHeader) {
     let option = Option(rawValue: header.option)
     let byteCount = Int(header.payloadByteCount)
-    optionCount += 1
+    // LIST is answered with a reply for each export, and counts as a question about each: thousands
+    // of them in one packet would be answered with thousands of times as much.
+    optionCount += option == .list ? exports.count : 1
     guard optionCount <= optionCountMax else {
       return hangUp(.tooManyOptions(max: optionCountMax))
     }
