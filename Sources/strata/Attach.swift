@@ -140,7 +140,7 @@ struct Attach: ParsableCommand {
     switch try Background.enter() {
     case .parent(let exitStatus): throw ExitCode(exitStatus)
     case .child(let ready):
-      Environment.ignoreBrokenPipes()
+      Environment.ignoreStraySignals()
       Environment.becomeDiskServer()
       try attachment.run { device in
         try TextOutput.standardOutput.writeLine("\(device)")
