@@ -83,7 +83,7 @@ let package = Package(
       name: "Control",
       dependencies: [
         "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
-        "ImageTools",
+        "ImageTools", "NBDClient",
       ],
       swiftSettings: strict),
 
@@ -108,7 +108,8 @@ let package = Package(
     .testTarget(
       name: "NBDClientTests",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "NBDClient", "TLS", "TestSupport", "strata", "stratad",
+        "BlockTypes", "NBDProtocol", "LinuxIO", "NBDClient", "TLS", "TestSupport", "strata",
+        "stratad",
       ],
       swiftSettings: tests),
 

@@ -13,9 +13,11 @@ struct BaseWatch {
     let nanoseconds: Int64
     let byteCount: UInt64
 
-    init(of file: borrowing ImageFile) throws(SystemError) {
-      (seconds, nanoseconds) = try file.modificationTime()
-      byteCount = try file.byteCount()
+    /// nil for an export, which has no times.
+    init?(of storage: borrowing LayerStorage) throws(SystemError) {
+      guard let time = try storage.modificationTime() else { return nil }
+      (seconds, nanoseconds) = time
+      byteCount = try storage.byteCount()
     }
   }
 
@@ -26,7 +28,8 @@ struct BaseWatch {
     var bases: [(file: LayerFile, stamp: Stamp)] = []
     for layer in layers.dropFirst() {
       do throws(SystemError) {
-        bases.append((layer.storage, try Stamp(of: layer.storage.file)))
+        guard let stamp = try Stamp(of: layer.storage.file) else { continue }
+        bases.append((layer.storage, stamp))
       } catch {
         throw ControlError(layer.path, error)
       }
@@ -37,7 +40,7 @@ struct BaseWatch {
   /// Throws when a backing file is not what it was.
   func verify() throws(ControlError) {
     for base in bases {
-      let now: Stamp
+      let now: Stamp?
       do throws(SystemError) {
         now = try Stamp(of: base.file.file)
       } catch {

@@ -81,6 +81,7 @@ public enum PlanCompiler {
       throw ControlError("--block-size", "\(block) is neither 1 nor a power of two in 512...65536")
     }
     try export.access.validate(config.tls)
+    try export.remote.validate()
     try validate(
       export.connectionsMax ?? 1, in: connectionsMaxRange, option: "--export-connections")
     try validate(export.pollMicroseconds, in: pollMicrosecondsRange, option: "--poll")

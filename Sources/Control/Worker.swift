@@ -54,8 +54,10 @@ public struct Worker {
     let rules = try loader.load()
     var plans: [ExportPlan] = []
     var baseWatches: [BaseWatch] = []
-    for export in config.exports {
-      let layers = try openChain(export)
+    let remotes = config.exports.map { RemoteImages($0.remote) }
+    defer { for remote in remotes { remote.close() } }
+    for (export, remote) in zip(config.exports, remotes) {
+      let layers = try openChain(export, remote)
       baseWatches.append(try BaseWatch(layers))
       plans.append(
         try PlanCompiler.compile(export, layers: layers, connectionsMax: config.connectionsMax))
@@ -110,12 +112,14 @@ public struct Worker {
     }
   }
 
-  private func openChain(_ export: ExportConfig) throws(ControlError) -> [OpenedLayer] {
+  private func openChain(
+    _ export: ExportConfig, _ remote: RemoteImages
+  ) throws(ControlError) -> [OpenedLayer] {
     do throws(ImageFault) {
       return try OpenChain.open(
         path: export.imagePath, format: export.format,
         access: export.isReadOnly ? .readOnly : .readWrite,
-        options: OpenChain.Options(detection: .topQcow2))
+        options: OpenChain.Options(detection: .topQcow2, remote: remote))
     } catch {
       throw ControlError(error)
     }

@@ -62,9 +62,7 @@ public final class BlockingPool: Sendable {
         state.queue.isEmpty ? nil : state.queue.removeFirst()
       }
       guard let next else { continue }
-      let value = next.body()
-      state.withLock { $0.completions.append(Completion(tag: next.tag, value: value)) }
-      completionCount.signal()
+      report(tag: next.tag, value: next.body())
     }
   }
 
@@ -72,6 +70,12 @@ public final class BlockingPool: Sendable {
   public func submit(tag: UInt64, _ body: @escaping @Sendable () -> Int64) {
     state.withLock { $0.queue.append(Work(tag: tag, body: body)) }
     workCount.signal()
+  }
+
+  /// Leaves a result that came without a thread of the pool, by way of another one.
+  public func report(tag: UInt64, value: Int64) {
+    state.withLock { $0.completions.append(Completion(tag: tag, value: value)) }
+    completionCount.signal()
   }
 
   /// Returns the results that have arrived, oldest first.

@@ -11,6 +11,8 @@ public struct Dialer {
     /// A leading NUL means an abstract address (unix(7)).
     case unix(path: String)
     case tcp(host: String, port: UInt16)
+    /// Those of a host that was looked up before; the first that answers is taken.
+    case addresses([SocketAddress])
     case vsock(contextID: UInt32, port: UInt32)
   }
 
@@ -45,18 +47,22 @@ public struct Dialer {
       return try finish { () throws(SystemError) in
         try ByteSocket(connectingToVsock: contextID, port: port)
       }
-    case .tcp(let host, let port):
-      var last = Fault.unreachable("the host has no address")
-      for address in try addresses(of: host, port) {
-        do throws(Fault) {
-          return try finish { () throws(SystemError) in try ByteSocket(connectingTo: address) }
-        } catch {
-          guard case .unreachable(let reason) = error else { throw error }
-          last = .unreachable("\(address): \(reason)")
-        }
-      }
-      throw last
+    case .tcp(let host, let port): return try connect(toAny: try addresses(of: host, port))
+    case .addresses(let addresses): return try connect(toAny: addresses)
     }
+  }
+
+  private func connect(toAny addresses: [SocketAddress]) throws(Fault) -> ByteSocket {
+    var last = Fault.unreachable("the host has no address")
+    for address in addresses {
+      do throws(Fault) {
+        return try finish { () throws(SystemError) in try ByteSocket(connectingTo: address) }
+      } catch {
+        guard case .unreachable(let reason) = error else { throw error }
+        last = .unreachable("\(address): \(reason)")
+      }
+    }
+    throw last
   }
 
   /// Ends early when the bell rings; throws at the deadline, and when all is given up.

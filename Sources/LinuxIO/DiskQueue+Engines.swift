@@ -29,7 +29,9 @@ extension DiskQueue {
   // MARK: Sleeping
 
   /// Whether the kernel has operations in hand whose completions have to be slept for.
-  public var mustWait: Bool { engine == .aio && inFlightCount > 0 }
+  ///
+  /// Those of remote storages are waited for with their descriptor.
+  public var mustWait: Bool { engine == .aio && inFlightCount > remoteInFlightCount }
 
   /// Whether a completion can be taken now, as far as can be told without a system call.
   public var hasCompletion: Bool { mustWait && native[0].hasResult }
@@ -55,6 +57,7 @@ extension DiskQueue {
 
   /// The operation and the kernel's result for it: a byte count or -errno.
   private mutating func nextResult() -> (Int, Int)? {
+    if remoteInFlightCount > 0, let result = nextRemoteResult() { return result }
     switch engine {
     case .sync:
       guard toDoCount > 0 else { return nil }
@@ -63,7 +66,9 @@ extension DiskQueue {
       toDoCount -= 1
       return (index, performNow(index))
     case .aio:
-      guard inFlightCount > 0, let result = native[0].nextResult() else { return nil }
+      guard inFlightCount > remoteInFlightCount, let result = native[0].nextResult() else {
+        return nil
+      }
       return (result.index, result.value)
     }
   }
@@ -71,6 +76,7 @@ extension DiskQueue {
   private mutating func performNow(_ index: Int) -> Int {
     let operation = operations[index]
     let descriptor = files[Int(operation.file)].descriptor
+    guard descriptor >= 0 else { return performRemoteNow(index) }
     let offset = off_t(operation.offset) + off_t(operation.doneByteCount)
     var result: Int
     repeat {

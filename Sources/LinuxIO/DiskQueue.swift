@@ -18,10 +18,10 @@ import Glibc
     public let errno: Int32
   }
 
-  @usableFromInline enum Kind: BitwiseCopyable { case read, write, flush }
+  @usableFromInline enum Kind: BitwiseCopyable, Sendable { case read, write, flush }
 
   /// Bytes of one buffer that an operation reads or writes.
-  @frozen public struct Piece: BitwiseCopyable {
+  @frozen public struct Piece: BitwiseCopyable, Sendable {
     public var buffer: IOBuffer
     public var start: Int
     public var byteCount: Int
@@ -33,7 +33,7 @@ import Glibc
     @inlinable public static var none: Piece { Piece(.empty, 0, 0) }
   }
 
-  struct Operation: BitwiseCopyable {
+  struct Operation: BitwiseCopyable, Sendable {
     var kind: Kind = .flush
     var isDurable = false
     var file: Int32 = 0
@@ -47,7 +47,7 @@ import Glibc
 
   struct File {
     let storage: LayerFile
-    /// The same as the storage's, where no reference has to be followed for it.
+    /// The same as the storage's, where no reference has to be followed for it; -1 when remote.
     let descriptor: Int32
     var direct: Bool
     /// Bytes that the file is known to have: a read that ends before them has lost data.
@@ -69,6 +69,10 @@ import Glibc
   var toDo: FixedArray<Int32>
   var toDoCount = 0
   public internal(set) var inFlightCount = 0
+  /// Those of them that remote storages have in hand.
+  var remoteInFlightCount = 0
+  /// Where their results arrive; nil while all storages are local.
+  var remoteCompletions: RemoteCompletions?
   /// Operations that ended, whatever became of them.
   public internal(set) var completionCount: UInt64 = 0
   /// System calls that the blocking engine made.
@@ -87,7 +91,7 @@ import Glibc
     if engine == .aio { _ = native.insert(try AIOContext(capacity: depth)) }
   }
 
-  /// Registers a file and returns its index.
+  /// Registers a local file and returns its index.
   public mutating func add(_ storage: LayerFile, direct: Bool, byteCount: UInt64) -> Int {
     files.append(
       File(
@@ -157,6 +161,7 @@ import Glibc
 
   /// Queues what is still to do of operation `index`.
   mutating func prepare(_ index: Int) {
+    guard files[Int(operations[index].file)].descriptor >= 0 else { return prepareRemote(index) }
     guard engine == .aio else {
       toDo[toDoCount] = Int32(index)
       toDoCount += 1

@@ -66,6 +66,22 @@ import Glibc
     unsafe memcpy(address(of: start, count), source.address(of: sourceStart, count), count)
   }
 
+  /// Copies all of `bytes` to `start` on.
+  public func copy(_ start: Int, from bytes: [UInt8]) {
+    guard !bytes.isEmpty else { return }
+    // SAFETY: the array lives during the call, and `address` has checked the room for its bytes.
+    unsafe bytes.withUnsafeBytes { source in
+      _ = unsafe memcpy(address(of: start, bytes.count), source.baseAddress!, bytes.count)
+    }
+  }
+
+  /// Appends the bytes `start ..< start + count` to `bytes`.
+  public func append(_ start: Int, _ count: Int, to bytes: inout [UInt8]) {
+    guard count > 0 else { return }
+    unsafe bytes.append(
+      contentsOf: UnsafeRawBufferPointer(start: address(of: start, count), count: count))
+  }
+
   /// Moves `count` bytes within the buffer; the two ranges may overlap.
   @inlinable public func move(_ start: Int, from sourceStart: Int, _ count: Int) {
     guard count > 0 else { return }

@@ -16,6 +16,9 @@ public struct ClientOptions: Hashable, Sendable {
     /// Bytes of writes since the last flush that are kept to be written again. What does not fit
     /// is not kept, and a loss of the connection is then told at the next flush.
     public var replayByteCountMax: Int
+    /// Whether the server is tried on after `secondsMax`. What is asked for fails at once then,
+    /// until there is a connection again.
+    public var isEndless = false
 
     public init(
       secondsMax: Int, firstDelayMilliseconds: Int = 100, delayMillisecondsMax: Int = 16_000,

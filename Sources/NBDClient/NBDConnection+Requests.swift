@@ -166,7 +166,7 @@ extension NBDConnection {
         mailbox.submit(
           Submission(
             ticket: ticket, command: command, flags: flags, offset: offset, length: length,
-            payload: payload, continuation: continuation))
+            payload: payload, reply: { continuation.resume(returning: $0) }))
         // A cancellation that came before the submission was told to nobody.
         if Task.isCancelled { mailbox.cancel(ticket) }
       }

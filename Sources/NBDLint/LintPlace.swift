@@ -21,6 +21,7 @@ public struct LintPlace: Hashable, Sendable {
     switch address {
     case .unix(let path): path.hasPrefix("\0") ? "@" + path.dropFirst() : path
     case .tcp(let host, let port): "\(host):\(port)"
+    case .addresses(let addresses): addresses.map { "\($0)" }.joined(separator: ", ")
     case .vsock(let contextID, let port): "vsock \(contextID):\(port)"
     }
   }

@@ -3,6 +3,7 @@
 // `strata check`: looks for inconsistencies of an image, with the exit codes of qemu-img check.
 
 import ArgumentParser
+import Control
 import ImageTools
 
 struct Check: ParsableCommand {
@@ -46,12 +47,15 @@ struct Check: ParsableCommand {
     var printedCount = 0
     let isHuman = output == .human
     do {
-      let outcome = try ImageTools.Check.run(
-        path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-        repair: repair.flatMap { .init(rawValue: $0.rawValue) } ?? .none, takesLocks: !forceShare
-      ) { finding in
-        printedCount += 1
-        if isHuman && printedCount <= Self.findingsMax { report(finding.text) }
+      let outcome = try RemoteOptions.open(RemotePolicy()) { remote in
+        try ImageTools.Check.run(
+          path: file, format: try format.map { try CreateOptions.format($0, path: file) },
+          repair: repair.flatMap { .init(rawValue: $0.rawValue) } ?? .none,
+          takesLocks: !forceShare, remote: remote
+        ) { finding in
+          printedCount += 1
+          if isHuman && printedCount <= Self.findingsMax { report(finding.text) }
+        }
       }
       if printedCount > Self.findingsMax && isHuman {
         report("… and \(printedCount - Self.findingsMax) more")

@@ -12,7 +12,8 @@ struct Create: ParsableCommand {
   @Option(name: .short, help: "Format of the image: raw or qcow2.")
   var format = "raw"
 
-  @Option(name: [.customShort("b")], help: "Backing file, relative to the image's folder.")
+  @Option(
+    name: [.customShort("b")], help: "Backing file, relative to the image's folder; or an NBD URI.")
   var backingFile: String?
 
   @Option(name: [.customShort("F")], help: "Format of the backing file: raw or qcow2.")
@@ -31,6 +32,8 @@ struct Create: ParsableCommand {
   @Flag(name: .shortAndLong, help: "Print nothing.")
   var quiet = false
 
+  @OptionGroup var remote: RemoteOptions
+
   @Argument(help: "The image to create.")
   var file: String
 
@@ -46,8 +49,11 @@ struct Create: ParsableCommand {
     }
     if let size { create.diskByteCount = try CreateOptions.byteCount(size, of: "size", path: file) }
     create.opensBackingFile = !unsafeBacking
-    let summary = try ImageTools.Create.run(
-      path: file, format: try CreateOptions.format(format, path: file), options: create)
+    let summary = try remote.open { remote in
+      try ImageTools.Create.run(
+        path: file, format: try CreateOptions.format(format, path: file), options: create,
+        remote: remote)
+    }
     if !quiet { print(summary) }
   }
 }

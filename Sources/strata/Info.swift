@@ -21,13 +21,17 @@ struct Info: ParsableCommand {
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
+  @OptionGroup var remote: RemoteOptions
+
   @Argument(help: "The image.")
   var file: String
 
   func run() throws {
-    let chain = try ImageInfo.list(
-      path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-      includesBackingChain: backingChain, takesLocks: !forceShare)
+    let chain = try remote.open { remote in
+      try ImageInfo.list(
+        path: file, format: try format.map { try CreateOptions.format($0, path: file) },
+        includesBackingChain: backingChain, takesLocks: !forceShare, remote: remote)
+    }
     switch output {
     case .human: print(chain.map(\.humanText).joined(separator: "\n"), terminator: "")
     case .json: print(backingChain ? ImageInfo.jsonText(of: chain) : chain[0].jsonText)

@@ -25,6 +25,8 @@ struct Map: ParsableCommand {
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
+  @OptionGroup var remote: RemoteOptions
+
   @Argument(help: "The image.")
   var file: String
 
@@ -37,9 +39,25 @@ struct Map: ParsableCommand {
     }
     let isHuman = output == .human
     var count = 0
+    try remote.open { remote in
+      try show(start: start ?? 0, length, remote, isHuman: isHuman, count: &count)
+    }
+    if isHuman && count == 0 { print(MapExtent.humanTitle) }
+    // An empty disk has one empty extent there.
+    if !isHuman {
+      let empty = MapExtent(
+        start: start ?? 0, byteCount: 0, depth: 0, isPresent: false, isZero: false, isData: false)
+      print(count == 0 ? "[\(empty.jsonText)]" : "]")
+    }
+  }
+
+  private func show(
+    start: UInt64, _ length: UInt64?, _ remote: any RemoteOpener, isHuman: Bool,
+    count: inout Int
+  ) throws {
     try ImageTools.Map.run(
       path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-      takesLocks: !forceShare, start: start ?? 0, byteCountMax: length
+      takesLocks: !forceShare, start: start, byteCountMax: length, remote: remote
     ) { (extent, path) throws(ImageFault) in
       if isHuman {
         if count == 0 { print(MapExtent.humanTitle) }
@@ -53,13 +71,6 @@ struct Map: ParsableCommand {
         print(count == 0 ? "[" : ",\n", extent.jsonText, separator: "", terminator: "")
       }
       count += 1
-    }
-    if isHuman && count == 0 { print(MapExtent.humanTitle) }
-    // An empty disk has one empty extent there.
-    if !isHuman {
-      let empty = MapExtent(
-        start: start ?? 0, byteCount: 0, depth: 0, isPresent: false, isZero: false, isData: false)
-      print(count == 0 ? "[\(empty.jsonText)]" : "]")
     }
   }
 }

@@ -109,6 +109,8 @@ struct ExportOptions: ParsableArguments {
       "Let only clients in with this identity; may be repeated.", valueName: "name"))
   var tlsAllowPSKIdentity: [String] = []
 
+  @OptionGroup var remote: RemoteOptions
+
   /// What the user said about one export, in the words of Control.
   ///
   /// - Parameters:
@@ -132,6 +134,7 @@ struct ExportOptions: ParsableArguments {
         idleSecondsMax: idleTimeout ?? common?.idleTimeout,
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
+    config.remote = remote.policy(common?.remote)
     config.clientsMayResize = clientResize || common?.clientResize == true
     let bitmaps = bitmap.isEmpty ? common?.bitmap ?? [] : bitmap
     config.bitmaps = try bitmaps.map(ExportOptions.bitmapConfig)

@@ -15,7 +15,7 @@ struct StratadCommand: ParsableCommand {
       failure, 2 for wrong options.
       """)
 
-  @Argument(help: "The image to serve.")
+  @Argument(help: "The image to serve: a file or an NBD URI.")
   var image: String?
 
   @Option(

@@ -233,7 +233,7 @@ final class ImageBench {
 
   /// The bytes that the file occupies.
   func allocatedByteCount() throws -> UInt64 {
-    try image.storages[0].file.allocatedByteCount()
+    try image.storages[0].file.allocatedByteCount() ?? 0
   }
 
   /// Where the file keeps the guest cluster at `offset`; nil when the active layer does not.

@@ -38,6 +38,9 @@ final class MemoryDisk: @unchecked Sendable {  // guarded by its lock
     }
   }
 
+  /// Does one request; what a READ brings.
+  func answer(_ request: WireRequest) -> [UInt8] { lock.withLock { perform(request) } }
+
   private func perform(_ request: WireRequest) -> [UInt8] {
     commands.append(request.command)
     let start = Int(request.offset)

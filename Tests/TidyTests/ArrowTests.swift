@@ -27,7 +27,8 @@ private let arrows: [String: Set<String>] = [
   "NBDLint": ["LinuxIO", "TLS", "ImageTools"],
   "Control": [
     "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "DataPlane",
-    "ImageTools", "Synchronization",
+    // The exports that are opened as images are behind a mutex.
+    "ImageTools", "NBDClient", "Synchronization",
   ],
   "stratad": [
     "Control", "ImageTools", "DataPlane", "Bitmaps", "LinuxIO", "BlockTypes", "ArgumentParser",

@@ -5,6 +5,7 @@
 
 import BlockTypes
 import DataPlane
+import NBDProtocol
 
 /// One export, in the user's words.
 public struct ExportConfig: Sendable {
@@ -25,6 +26,8 @@ public struct ExportConfig: Sendable {
   public var connectionsMax: Int?
   public var patience: ClientPatience
   public var access: AccessConfig
+  /// Which servers the image's backing files may be kept by.
+  public var remote = RemotePolicy()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
   /// The dirty bitmaps to begin with.
@@ -50,8 +53,14 @@ public struct ExportConfig: Sendable {
     self.access = access
   }
 
-  /// The name that clients see: the file's own, unless the user gave one.
+  /// The name that clients see: the file's own, or that of the export which is the image, unless
+  /// the user gave one.
   public var shownName: String {
-    name ?? imagePath.split(separator: "/").last.map(String.init) ?? ""
+    if let name { return name }
+    if NBDURI.looksLike(imagePath) {
+      // What is wrong with a URI is told when it is opened.
+      do throws(NBDURIFault) { return try NBDURI(imagePath).exportName } catch { return "" }
+    }
+    return imagePath.split(separator: "/").last.map(String.init) ?? ""
   }
 }

@@ -4,6 +4,7 @@
 // order are listed at `Stage`.
 
 import BlockTypes
+import Glibc
 import LinuxIO
 import NBDProtocol
 
@@ -168,7 +169,14 @@ extension ImageStack {
     case .clusterWrite: requests.slots[tag.index].clusterWriteCount -= 1
     case .tableWrite: requests.slots[tag.index].tableWriteCount -= 1
     case .tableLoad: return tableLoaded(tag.index, error)
-    case .flushWrite, .flushSync: return flushOperationDone(kind, error)
+    case .flushWrite: return flushOperationDone(kind, error)
+    case .flushSync:
+      // What failed is lost for good. A remote storage that did not answer in time keeps what it
+      // has not made durable, and tells it itself when it could not.
+      if completion.errno != 0, completion.errno != ETIMEDOUT || storages[0].file.remote == nil {
+        flush.syncFailed = true
+      }
+      return flushOperationDone(kind, error)
     case .poolForSlot, .poolForGrowth:
       preconditionFailure("a pool completion came from the disk queue")
     }
@@ -210,5 +218,18 @@ extension ImageStack {
     requests.slots[index].poolCount += 1
     counters.poolCallCount += 1
     pool.submit(tag: IOTag(.poolForSlot, index).rawValue, body)
+  }
+
+  /// Has a remote storage do something for a request; the result comes as from the pool, but no
+  /// thread of the pool waits for it.
+  mutating func submitToRemote(
+    _ index: Int, _ remote: any RemoteStorage, _ operation: RemoteOperation,
+    value: @escaping @Sendable (Result<RemoteAnswer, RemoteFault>) -> Int64
+  ) {
+    requests.slots[index].poolCount += 1
+    let pool = pool
+    remote.start(operation) { answer in
+      pool.report(tag: IOTag(.poolForSlot, index).rawValue, value: value(answer))
+    }
   }
 }

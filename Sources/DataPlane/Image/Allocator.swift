@@ -40,7 +40,7 @@ struct Allocator: ~Copyable {
     let storage = plan.layers[0].storage
     let words = plan.isReadOnly ? [] : try plan.layers[0].readRefcountTable()
     let fileByteCount = try storage.file.byteCount()
-    canGrow = try storage.file.medium() == .regularFile
+    canGrow = try storage.file.isGrowable()
     self.fileByteCount = fileByteCount
     keptByteCount = fileByteCount
     table = FixedArray(count: words.count) { words[$0] }

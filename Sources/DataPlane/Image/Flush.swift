@@ -219,7 +219,6 @@ extension ImageStack {
     guard kind == .flushSync else { return }
     flush.syncIsQueued = false
     if error != .none {
-      flush.syncFailed = true
       endFlush()
       return
     }

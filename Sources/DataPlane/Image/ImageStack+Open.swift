@@ -21,11 +21,16 @@ extension ImageStack {
     var bitmaps = BitmapSet(
       diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
     try bitmaps.perform(plan.bitmapActions)
-    let alignment = plan.engine == .aio ? ImageStack.chooseAlignment(plan) : 1
+    let block = try ImageStack.activeBlockByteCount(plan)
+    let direct = plan.engine == .aio ? ImageStack.chooseAlignment(plan, block) : nil
     var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
     for layer in plan.layers {
-      _ = disks.add(
-        layer.storage, direct: alignment > 1, byteCount: try layer.storage.file.byteCount())
+      if layer.storage.file.remote != nil {
+        _ = try disks.addRemote(layer.storage)
+      } else {
+        _ = disks.add(
+          layer.storage, direct: direct != nil, byteCount: try layer.storage.file.byteCount())
+      }
     }
     let pool = try BlockingPool(threadCount: 2)
     var buffers = BufferPool()
@@ -47,7 +52,7 @@ extension ImageStack {
     storages = plan.layers.map(\.storage)
     isReadOnly = plan.isReadOnly
     diskByteCount = plan.diskByteCount
-    self.alignment = alignment
+    alignment = direct ?? block
     index = IndexGeometry(unitBits: ImageStack.smallestClusterBits(plan))
     usesIndex = plan.layers.count > 1 && plan.layers.count < IndexEntry.layersMax
     if let work = requests.acquire() {
@@ -56,14 +61,32 @@ extension ImageStack {
     }
   }
 
-  /// The alignment in bytes for direct I/O on the whole chain, or 1 to use the page cache.
+  /// What writes to the active layer are multiples of in any case: the blocks of a remote storage.
+  /// Reads of remote backing files need no alignment (`RemoteStorage`).
+  private static func activeBlockByteCount(_ plan: ExportPlan) throws(ImageError) -> UInt64 {
+    let block = plan.layers[0].storage.file.blockByteCount
+    if case .qcow2(let header) = plan.layers[0].format,
+      header.geometry.clusterByteCount < block, !plan.isReadOnly
+    {
+      throw ImageError(
+        .unsupported,
+        "its clusters of \(header.geometry.clusterByteCount) bytes are smaller than the blocks of"
+          + " \(block) bytes of the storage")
+    }
+    return plan.isReadOnly ? 1 : block
+  }
+
+  /// The alignment in bytes for direct I/O on all local files of the chain, a multiple of `block`;
+  /// nil to use the page cache.
   ///
   /// All or nothing: a segment may begin at any cluster border or disk end of any layer, so one
   /// layer that does not keep the strictest file's alignment would make reads of the others
   /// unaligned (decision 0003).
-  private static func chooseAlignment(_ plan: ExportPlan) -> UInt64 {
-    var alignment: UInt64 = 1
-    for layer in plan.layers {
+  private static func chooseAlignment(_ plan: ExportPlan, _ block: UInt64) -> UInt64? {
+    var alignment = block
+    let locals = plan.layers.filter { $0.storage.file.remote == nil }
+    guard !locals.isEmpty else { return nil }
+    for layer in locals {
       guard let needed = layer.storage.file.enableDirect() else {
         return disableDirect(plan)
       }
@@ -82,9 +105,9 @@ extension ImageStack {
     return alignment
   }
 
-  private static func disableDirect(_ plan: ExportPlan) -> UInt64 {
+  private static func disableDirect(_ plan: ExportPlan) -> UInt64? {
     for layer in plan.layers { layer.storage.file.disableDirect() }
-    return 1
+    return nil
   }
 
   /// log2 of the smallest cluster of the chain, in bytes; raw layers have no clusters.

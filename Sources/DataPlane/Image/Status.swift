@@ -100,46 +100,74 @@ extension ImageStack {
     case waits
   }
 
-  /// Asks the filesystem, on the blocking pool, whether a raw layer has data at the cursor.
+  /// Asks the filesystem, on the blocking pool, or the remote storage whether a raw layer has data
+  /// at the cursor.
   private mutating func rawStatus(
     _ index: Int, _ layer: Int, _ cursor: UInt64, _ byteCount: UInt64
   ) -> RawStatus {
     if requests.slots[index].statusExtents.rawWasAsked {
       requests.slots[index].statusExtents.rawWasAsked = false
-      let answer = requests.slots[index].poolValue
-      // Positive: data up to there; negative: a hole up to there; 0: the filesystem cannot tell.
-      let rawEnd = answer == 0 ? cursor + byteCount : UInt64(answer.magnitude)
+      let answer = PackedRun(rawValue: requests.slots[index].poolValue)
       requests.slots[index].statusExtents.rawLayer = layer
-      requests.slots[index].statusExtents.rawIsData = answer >= 0
-      requests.slots[index].statusExtents.rawEnd = max(rawEnd, cursor + 1)
+      requests.slots[index].statusExtents.rawStatus = answer?.status ?? 0
+      requests.slots[index].statusExtents.rawEnd = cursor + (answer?.byteCount ?? byteCount)
     }
     let extents = requests.slots[index].statusExtents
     if extents.rawLayer == layer, cursor < extents.rawEnd {
       return .known(
-        status: extents.rawIsData ? 0 : AllocationStatus.zero | AllocationStatus.hole,
-        byteCount: min(byteCount, extents.rawEnd - cursor))
+        status: extents.rawStatus, byteCount: min(byteCount, extents.rawEnd - cursor))
     }
-    let storage = storages[layer]
-    let diskByteCount = layers[layer].diskByteCount
     requests.slots[index].statusExtents.rawWasAsked = true
+    let storage = storages[layer]
+    let rest = ByteRange(start: cursor, end: layers[layer].diskByteCount)
+    if let remote = storage.file.remote {
+      // No further than the request goes: a server may look for each byte of it.
+      let range = ByteRange(start: cursor, end: cursor + byteCount)
+      guard remote.tellsStatus else {
+        submitToPool(index) { PackedRun.unknown }
+        return .waits
+      }
+      submitToRemote(index, remote, .status(range)) { answer in
+        guard case .success(.run(let run)) = answer else { return PackedRun.unknown }
+        return PackedRun(run).rawValue
+      }
+      return .waits
+    }
     submitToPool(index) {
-      ImageStack.seekRun(storage, from: cursor, diskByteCount: diskByteCount)
+      do throws(SystemError) {
+        return try storage.file.firstRun(of: rest).map { PackedRun($0).rawValue }
+          ?? PackedRun.unknown
+      } catch {
+        return PackedRun.unknown
+      }
     }
     return .waits
   }
+}
 
-  private static func seekRun(
-    _ storage: LayerFile, from cursor: UInt64, diskByteCount: UInt64
-  ) -> Int64 {
-    do throws(SystemError) {
-      guard let data = try storage.file.nextData(from: cursor) else {
-        return -Int64(diskByteCount)
-      }
-      if data > cursor { return -Int64(min(data, diskByteCount)) }
-      let hole = try storage.file.nextHole(from: cursor) ?? diskByteCount
-      return Int64(min(hole, diskByteCount))
-    } catch {
-      return 0
-    }
+/// A run and its status in one number, as the blocking pool delivers results.
+struct PackedRun {
+  /// Nobody can tell: all counts as data.
+  static let unknown: Int64 = 0
+
+  /// At least 1.
+  let byteCount: UInt64
+  /// The bits of `base:allocation`.
+  let status: UInt32
+
+  init(_ run: StatusRun) {
+    // A longer run is told in parts.
+    byteCount = min(run.byteCount, 1 << 60)
+    status =
+      (run.isHole ? AllocationStatus.hole : 0) | (run.isZero ? AllocationStatus.zero : 0)
   }
+
+  /// nil for `unknown`.
+  init?(rawValue: Int64) {
+    guard rawValue != PackedRun.unknown else { return nil }
+    byteCount = UInt64(rawValue >> 2)
+    status = UInt32(rawValue & 3)
+  }
+
+  var rawValue: Int64 { Int64(byteCount << 2) | Int64(status) }
 }

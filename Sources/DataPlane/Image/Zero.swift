@@ -23,11 +23,7 @@ extension ImageStack {
 
   mutating func startZero(_ index: Int) {
     requests.slots[index].stage = .claiming
-    if layers[0].isRaw {
-      requests.slots[index].zeroCursor = requests.slots[index].offset
-      requests.slots[index].afterScan = .awaitingPool
-      return
-    }
+    if layers[0].isRaw { return startRawZero(index) }
     let start = requests.slots[index].offset
     let end = start + requests.slots[index].length
     let clusterByteCount = layers[0].geometry.clusterByteCount
@@ -84,7 +80,7 @@ extension ImageStack {
       return .more
     }
     if cursor >= bodyStart, cursor < bodyEnd {
-      requests.slots[index].stage = .zeroingClusters
+      requests.slots[index].stage = layers[0].isRaw ? .awaitingPool : .zeroingClusters
       return .more
     }
     return writeZeroPiece(index, cursor, limit: cursor < bodyStart ? bodyStart : end)
@@ -263,6 +259,25 @@ extension ImageStack {
 
   // MARK: Raw files
 
+  /// All of the request is for the pool, but for parts of blocks, which are written.
+  private mutating func startRawZero(_ index: Int) {
+    let start = requests.slots[index].offset
+    let end = start + requests.slots[index].length
+    requests.slots[index].zeroCursor = start
+    requests.slots[index].bodyStart = start
+    requests.slots[index].bodyEnd = end
+    requests.slots[index].afterScan = .awaitingPool
+    let block = storages[0].file.blockByteCount
+    let whole = ByteRange(start: start, end: end).roundedIn(to: block)
+    // A trim is rounded when it is done.
+    guard requests.slots[index].command == .writeZeroes,
+      whole != ByteRange(start: start, end: end)
+    else { return }
+    requests.slots[index].bodyStart = whole.isEmpty ? end : whole.start
+    requests.slots[index].bodyEnd = whole.isEmpty ? end : whole.end
+    requests.slots[index].afterScan = .nextZeroPiece
+  }
+
   /// Zeroes or trims a raw file on the blocking pool.
   mutating func finishPoolWork(_ index: Int) -> Progress {
     if requests.slots[index].poolCount > 0 { return .waits }
@@ -291,10 +306,15 @@ extension ImageStack {
     let error = BlockErrno(systemErrno: errno)
     if error != .none, !(isTrim && error == .notSupported) { return fail(index, error) }
     requests.slots[index].zeroCursor = spacePiece(index).end
-    if requests.slots[index].unzeroedByteCount > 0 {
+    if requests.slots[index].zeroCursor < requests.slots[index].bodyEnd {
       if isStopping, requests.slots[index].unzeroedByteCount > ImageStack.lastByteCountMax {
         return fail(index, .shutdown)
       }
+      return .more
+    }
+    if requests.slots[index].unzeroedByteCount > 0 {
+      requests.slots[index].needsFlush = requests.slots[index].flags.contains(.fua)
+      requests.slots[index].stage = .nextZeroPiece
       return .more
     }
     requests.slots[index].stage =
@@ -306,10 +326,9 @@ extension ImageStack {
   /// that only the request's own ends are unaligned.
   private mutating func spacePiece(_ index: Int) -> ByteRange {
     let cursor = requests.slots[index].zeroCursor
-    let end = requests.slots[index].offset + requests.slots[index].length
     let reach = (cursor + ImageStack.spacePieceByteCountMax)
       .alignedDown(to: ImageStack.spacePieceByteCountMax)
-    return ByteRange(start: cursor, end: min(end, reach))
+    return ByteRange(start: cursor, end: min(requests.slots[index].bodyEnd, reach))
   }
 
   private mutating func askForSpaceWork(_ index: Int) {
@@ -320,6 +339,16 @@ extension ImageStack {
     // A trim gives back whole blocks only; zeroing is exact to the byte.
     let range =
       isTrim ? piece.roundedIn(to: max(alignment, 4096)) : piece
+    if let remote = storage.file.remote {
+      let isFast = requests.slots[index].flags.contains(.fastZero)
+      guard !range.isEmpty else { return submitToPool(index) { 0 } }
+      return submitToRemote(
+        index, remote,
+        isTrim ? .trim(range) : .zero(range, keepsSpace: keepsSpace, isFast: isFast)
+      ) { answer in
+        if case .failure(let fault) = answer { Int64(fault.errno) } else { 0 }
+      }
+    }
     submitToPool(index) {
       BlockingPool.errno { () throws(SystemError) in
         if keepsSpace {

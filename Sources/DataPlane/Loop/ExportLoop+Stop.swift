@@ -30,6 +30,7 @@ extension ExportLoop {
     stop.intervalsLeft = 1
     timer.restart(milliseconds: StopState.millisecondsMax)
     image.isStopping = true
+    image.disks.hurryRemotes()
     for index in 0..<connections.capacity where connections.isOccupied(index) {
       // What the client sent before it could know is answered, be it with a refusal. Who has
       // nothing under way then learns by the end of the connection; the others, with each answer.

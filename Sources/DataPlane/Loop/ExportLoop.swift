@@ -30,6 +30,7 @@ public struct ExportLoop: ~Copyable {
     case timer
     case signal
     case mailbox
+    case disks
 
     func token(_ index: Int = 0) -> UInt64 { rawValue << 32 | UInt64(index) }
   }
@@ -75,6 +76,9 @@ public struct ExportLoop: ~Copyable {
     let stopOrder = try StopOrder()
     try events.add(arrivals.eventDescriptor, .readable, token: Source.arrival.token())
     try events.add(image.pool.eventDescriptor, .readable, token: Source.pool.token())
+    if let descriptor = image.disks.remoteEventDescriptor {
+      try events.add(descriptor, .readable, token: Source.disks.token())
+    }
     try events.add(timer.descriptor, .readable, token: Source.timer.token())
     try events.add(stopOrder.eventDescriptor, .readable, token: Source.signal.token())
     try events.add(mailbox.eventDescriptor, .readable, token: Source.mailbox.token())
@@ -142,6 +146,7 @@ public struct ExportLoop: ~Copyable {
     case .arrival: takeArrivals()
     case .connection: connectionEvent(index, what)
     case .pool: image.takePoolCompletions()
+    case .disks: image.disks.takeRemoteEvent()
     case .timer: secondPassed()
     case .signal: return stopOrdered()
     case .mailbox: hasMail = true

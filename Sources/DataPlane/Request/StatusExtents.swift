@@ -32,10 +32,11 @@ struct StatusExtents {
   private(set) var runCount = 0
   /// Pages of tables that were waited for.
   var tableCount = 0
-  /// What the raw layer under the cursor says, as the blocking pool found it.
+  /// What the raw layer under the cursor says, as the blocking pool or a remote storage found it.
   var rawWasAsked = false
   var rawLayer = -1
-  var rawIsData = false
+  /// The bits of `base:allocation`.
+  var rawStatus: UInt32 = 0
   var rawEnd: UInt64 = 0
 
   /// Where the extents of a context lie, and how many they are.

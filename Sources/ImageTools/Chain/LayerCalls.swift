@@ -2,10 +2,11 @@
 //
 // The calls that verbs make on a layer's file, with errors that name the file.
 
+import BlockTypes
 import LinuxIO
 
 extension LayerFile {
-  func identity() throws(ImageFault) -> ImageFile.Identity {
+  func identity() throws(ImageFault) -> LayerStorage.Identity {
     do throws(SystemError) { return try file.identity() } catch { throw ImageFault(path, error) }
   }
 
@@ -13,16 +14,31 @@ extension LayerFile {
     do throws(SystemError) { return try file.byteCount() } catch { throw ImageFault(path, error) }
   }
 
-  func allocatedByteCount() throws(ImageFault) -> UInt64 {
+  /// nil when nobody tells.
+  func allocatedByteCount() throws(ImageFault) -> UInt64? {
     do throws(SystemError) {
       return try file.allocatedByteCount()
     } catch { throw ImageFault(path, error) }
   }
 
-  /// Whether the file can be truncated: a block device cannot.
+  /// Whether the file can be truncated: a block device or an export cannot.
   func isRegularFile() throws(ImageFault) -> Bool {
     do throws(SystemError) {
-      return try file.medium() == .regularFile
+      return try file.isGrowable()
+    } catch { throw ImageFault(path, error) }
+  }
+
+  /// Whether somebody knows where the file has holes.
+  func tellsHoles() throws(ImageFault) -> Bool {
+    do throws(SystemError) {
+      return try file.tellsHoles()
+    } catch { throw ImageFault(path, error) }
+  }
+
+  /// The status of the first bytes of `range`; nil when nobody can tell.
+  func firstRun(of range: ByteRange) throws(ImageFault) -> StatusRun? {
+    do throws(SystemError) {
+      return try file.firstRun(of: range)
     } catch { throw ImageFault(path, error) }
   }
 

@@ -9,30 +9,33 @@ import Qcow2
 /// A layer that is to be opened.
 struct LayerSource {
   let path: String
+  /// What opens the path, when it is an address; nil for a file.
+  let opener: (any RemoteOpener)?
   /// As given or recorded; nil leaves it to detection.
   let format: ImageFormat?
   /// The image that names this one as its backing file; nil for the top image.
   let overlay: String?
 
-  init(path: String, format: ImageFormat?, overlay: String?) {
+  /// An image that the user names.
+  init(path: String, format: ImageFormat?, remote: (any RemoteOpener)?) {
     self.path = path
+    self.opener = remote?.recognises(path) == true ? remote : nil
     self.format = format
-    self.overlay = overlay
+    self.overlay = nil
   }
 
   /// The source of the layer below `layer`, nil when it has none.
   init?(below layer: OpenedLayer, options: OpenChain.Options) throws(ImageFault) {
     guard let header = layer.header, let recorded = header.backingFile else { return nil }
     let name = BackingName(recorded)
-    if let scheme = name.scheme {
-      throw ImageFault(
-        layer.path,
-        "the backing file '\(recorded)' names the protocol '\(scheme)', but only files "
-          + "are supported",
-        wayOut: "point the overlay to a file (qemu-img rebase -u -b ./NAME -F FORMAT)",
-        kind: .unsupported)
+    if let remote = options.remote, remote.recognises(recorded) {
+      self.path = recorded
+      self.opener = remote
+    } else {
+      try Self.requireFile(name, of: layer)
+      self.path = name.path(relativeTo: layer.path)
+      self.opener = nil
     }
-    self.path = name.path(relativeTo: layer.path)
     self.overlay = layer.path
     guard let recordedFormat = header.backingFormat else {
       guard options.detection == .all else {
@@ -56,7 +59,30 @@ struct LayerSource {
     self.format = format
   }
 
+  /// Throws unless `name` is that of a file and `layer` may name files of this machine.
+  private static func requireFile(
+    _ name: BackingName, of layer: OpenedLayer
+  ) throws(ImageFault) {
+    if let scheme = name.scheme {
+      throw ImageFault(
+        layer.path,
+        "the backing file '\(name.text)' names the protocol '\(scheme)', but only files and NBD "
+          + "URIs are supported",
+        wayOut: "point the overlay to a file (qemu-img rebase -u -b ./NAME -F FORMAT)",
+        kind: .unsupported)
+    }
+    // Whoever keeps the image elsewhere would choose which file of ours a guest can read.
+    guard layer.storage.file.remote == nil else {
+      throw ImageFault(
+        layer.path,
+        "its backing file '\(name.text)' would be a file of this machine, and an image that is "
+          + "kept elsewhere may not name one",
+        wayOut: "let its server serve the whole chain", kind: .refused)
+    }
+  }
+
   func open(access: ImageFile.Access) throws(ImageFault) -> LayerFile {
+    if let opener { return try opener.open(path, namedBy: overlay, access: access) }
     do throws(SystemError) {
       return LayerFile(try ImageFile(opening: path, access: access), path: path)
     } catch {

@@ -35,11 +35,15 @@ public enum OpenChain {
     public var requiresSupport: Bool
     /// Off for `check`, which looks at a dirty image as it is.
     public var rebuildsDirty: Bool
+    /// Opens images that are no files; nil: there are none.
+    public var remote: (any RemoteOpener)?
 
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
-      requiresSupport: Bool = true, rebuildsDirty: Bool = true
+      requiresSupport: Bool = true, rebuildsDirty: Bool = true,
+      remote: (any RemoteOpener)? = nil
     ) {
+      self.remote = remote
       self.detection = detection
       self.takesLocks = takesLocks
       self.followsBackingFiles = followsBackingFiles
@@ -60,8 +64,8 @@ public enum OpenChain {
     path: String, format: ImageFormat?, access: ImageFile.Access, options: Options = Options()
   ) throws(ImageFault) -> [OpenedLayer] {
     var layers: [OpenedLayer] = []
-    var identities: Set<ImageFile.Identity> = []
-    var next: LayerSource? = LayerSource(path: path, format: format, overlay: nil)
+    var identities: Set<LayerStorage.Identity> = []
+    var next: LayerSource? = LayerSource(path: path, format: format, remote: options.remote)
     while let source = next {
       guard layers.count < depthMax else {
         throw ImageFault(

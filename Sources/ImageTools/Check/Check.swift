@@ -40,6 +40,7 @@ public enum Check {
   /// Checks the image at `path`; each thing found goes to `finding` as it is found.
   public static func run(
     path: String, format: ImageFormat?, repair: Repair, takesLocks: Bool,
+    remote: (any RemoteOpener)? = nil,
     finding: @escaping (CheckFinding) -> Void
   ) throws(ImageFault) -> Outcome {
     let access: ImageFile.Access = repair == .none ? .readOnly : .readWrite
@@ -47,7 +48,7 @@ public enum Check {
       path: path, format: format, access: access,
       options: OpenChain.Options(
         detection: .top, takesLocks: takesLocks, followsBackingFiles: false,
-        requiresSupport: false, rebuildsDirty: false))
+        requiresSupport: false, rebuildsDirty: false, remote: remote))
     guard let header = layers[0].header else {
       throw ImageFault(path, "a raw image has no metadata to check", kind: .unsupported)
     }

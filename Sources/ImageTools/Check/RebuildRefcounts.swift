@@ -51,7 +51,7 @@ public enum RebuildRefcounts {
   ) throws(ImageFault) -> Checker<ImageFault> {
     let path = reader.storage.path
     let allocatedByteCount =
-      reader.hasHoles ? try reader.storage.allocatedByteCount() : reader.fileByteCount
+      (reader.hasHoles ? try reader.storage.allocatedByteCount() : nil) ?? reader.fileByteCount
     return try Checker(
       header: header, fileByteCount: reader.fileByteCount,
       allocatedByteCount: allocatedByteCount,

@@ -13,24 +13,27 @@ public enum Create {
   ///
   /// Nothing is touched before everything that can be checked has been checked. A file that was
   /// there is overwritten, after its lock was taken; a new file is removed when its creation fails.
+  ///
+  /// - Parameter remote: opens what is no file; nil: there is no such thing.
   public static func run(
-    path: String, format: ImageFormat, options: CreateOptions
+    path: String, format: ImageFormat, options: CreateOptions, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> String {
     var options = options
     try options.requireConsistent(path: path)
     // The layers below stay open, and with it locked, until the image is there.
-    let base = try openBackingFile(of: path, format: format, options: options)
+    let base = try openBackingFile(
+      of: path, format: format, options: options, remote: remote)
     let requested = options.diskByteCount
     options.diskByteCount = try diskByteCount(path, options: options, base: base)
     let content = try NewImage(path: path, format: format, options: options)
-    try withTarget(path, base: base) { (storage, isNew) throws(ImageFault) in
+    try withTarget(path, base: base, remote: remote) { (storage, isNew) throws(ImageFault) in
       try content.write(to: storage, isNew: isNew)
     }
     return content.summary(requestedByteCount: requested)
   }
 
   private static func openBackingFile(
-    of path: String, format: ImageFormat, options: CreateOptions
+    of path: String, format: ImageFormat, options: CreateOptions, remote: (any RemoteOpener)?
   ) throws(ImageFault) -> [OpenedLayer] {
     guard let backingFile = options.backingFile else { return [] }
     guard format == .qcow2 else {
@@ -38,16 +41,18 @@ public enum Create {
         path, "a raw image has no backing file", wayOut: "use -f qcow2", kind: .refused)
     }
     let name = BackingName(backingFile)
-    if let scheme = name.scheme {
+    let isRemote = remote?.recognises(backingFile) == true
+    if !isRemote, let scheme = name.scheme {
       throw ImageFault(
         path,
-        "the backing file '\(backingFile)' names the protocol '\(scheme)', but only files are "
-          + "supported", wayOut: "write ./\(backingFile) if it is a file", kind: .unsupported)
+        "the backing file '\(backingFile)' names the protocol '\(scheme)', but only files and "
+          + "NBD URIs are supported", wayOut: "write ./\(backingFile) if it is a file",
+        kind: .unsupported)
     }
     guard options.opensBackingFile else { return [] }
     return try OpenChain.open(
-      path: name.path(relativeTo: path), format: options.backingFormat, access: .readOnly,
-      options: OpenChain.Options(detection: .none))
+      path: isRemote ? backingFile : name.path(relativeTo: path), format: options.backingFormat,
+      access: .readOnly, options: OpenChain.Options(detection: .none, remote: remote))
   }
 
   private static func diskByteCount(
@@ -66,10 +71,10 @@ public enum Create {
 
   /// Opens or creates the file, locks it, and removes a new one again when `body` fails.
   private static func withTarget(
-    _ path: String, base: [OpenedLayer],
+    _ path: String, base: [OpenedLayer], remote: (any RemoteOpener)?,
     _ body: (LayerFile, _ isNew: Bool) throws(ImageFault) -> Void
   ) throws(ImageFault) {
-    let (storage, isNew) = try openTarget(path)
+    let (storage, isNew) = try openTarget(path, remote)
     let identity = try storage.identity()
     for layer in base where try layer.storage.identity() == identity {
       throw ImageFault(
@@ -98,8 +103,11 @@ public enum Create {
   }
 
   private static func openTarget(
-    _ path: String
+    _ path: String, _ remote: (any RemoteOpener)?
   ) throws(ImageFault) -> (storage: LayerFile, isNew: Bool) {
+    if let remote, remote.recognises(path) {
+      return (try remote.open(path, namedBy: nil, access: .readWrite), false)
+    }
     do throws(SystemError) {
       return (LayerFile(try ImageFile(creating: path), path: path), true)
     } catch {

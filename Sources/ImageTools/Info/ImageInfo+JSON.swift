@@ -32,7 +32,7 @@ extension ImageInfo {
     json.field("filename", path)
     if let header { json.field("cluster-size", header.geometry.clusterByteCount) }
     json.field("format", format.rawValue)
-    json.field("actual-size", allocatedByteCount)
+    if let allocatedByteCount { json.field("actual-size", allocatedByteCount) }
     if let header {
       json.beginObject("format-specific")
       json.field("type", "qcow2")
@@ -46,7 +46,8 @@ extension ImageInfo {
       json.field("full-backing-filename", backingPath)
       json.field("backing-filename", backingFile)
     }
-    json.field("dirty-flag", header?.isDirty ?? false)
+    // QEMU has nothing to tell of an export.
+    if !isRemote || header != nil { json.field("dirty-flag", header?.isDirty ?? false) }
     json.end()
   }
 

@@ -12,7 +12,7 @@ extension ImageInfo {
     var lines = [
       "image: \(path)", "file format: \(format.rawValue)",
       "virtual size: \(ByteCountText.describe(diskByteCount)) (\(diskByteCount) bytes)",
-      "disk size: \(ByteCountText.describe(allocatedByteCount))",
+      "disk size: \(allocatedByteCount.map(ByteCountText.describe) ?? "unavailable")",
     ]
     if let header { lines += qcow2Lines(of: header) }
     return lines.map { $0 + "\n" }.joined()

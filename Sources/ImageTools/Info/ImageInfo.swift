@@ -11,8 +11,10 @@ public struct ImageInfo: Sendable {
   public let path: String
   public let format: ImageFormat
   public let diskByteCount: UInt64
-  /// Bytes that the file occupies.
-  public let allocatedByteCount: UInt64
+  /// Bytes that the file occupies; nil when nobody tells.
+  public let allocatedByteCount: UInt64?
+  /// Whether the image is no file of this machine.
+  let isRemote: Bool
   /// nil for a raw image.
   public let header: Header?
   public let snapshots: [SnapshotEntry]
@@ -20,13 +22,14 @@ public struct ImageInfo: Sendable {
 
   /// Looks at the image at `path` and, if asked, at everything below it.
   public static func list(
-    path: String, format: ImageFormat?, includesBackingChain: Bool, takesLocks: Bool
+    path: String, format: ImageFormat?, includesBackingChain: Bool, takesLocks: Bool,
+    remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> [ImageInfo] {
     let layers = try OpenChain.open(
       path: path, format: format, access: .readOnly,
       options: OpenChain.Options(
         detection: .all, takesLocks: takesLocks, followsBackingFiles: includesBackingChain,
-        requiresSupport: false))
+        requiresSupport: false, remote: remote))
     var list: [ImageInfo] = []
     for layer in layers { list.append(try ImageInfo(layer)) }
     return list
@@ -38,6 +41,7 @@ public struct ImageInfo: Sendable {
     self.format = layer.format
     self.diskByteCount = layer.diskByteCount
     self.allocatedByteCount = try storage.allocatedByteCount()
+    self.isRemote = storage.file.remote != nil
     self.header = layer.header
     guard let header = layer.header else {
       self.snapshots = []
@@ -78,7 +82,7 @@ public struct ImageInfo: Sendable {
   public var backingPath: String? {
     guard let recorded = header?.backingFile else { return nil }
     let name = BackingName(recorded)
-    return name.scheme == nil ? name.path(relativeTo: path) : recorded
+    return name.scheme == nil && !isRemote ? name.path(relativeTo: path) : recorded
   }
 
   /// Why this program cannot read the image, nil when it can.

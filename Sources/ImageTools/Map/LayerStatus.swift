@@ -28,6 +28,7 @@ struct LayerMap {
   /// nil for a raw image. Not the whole header, which costs a reference count for each look.
   private let tables: MappingTables?
   private let reader: MetadataReader
+  private let tellsHoles: Bool
   private var l1Slice = TableSlice()
   private var l2Slice = TableSlice()
   /// Whether data clusters may lie in holes of the file: a disk with preallocated metadata.
@@ -38,6 +39,7 @@ struct LayerMap {
     self.diskByteCount = layer.diskByteCount
     self.tables = layer.header.map(MappingTables.init)
     self.reader = try MetadataReader(layer.storage)
+    self.tellsHoles = try layer.storage.tellsHoles()
     if let header = layer.header {
       self.mayHaveHoles = try PreallocationProbe(header: header, reader: reader).run()
     } else {
@@ -72,12 +74,11 @@ struct LayerMap {
   private func fileStatus(
     at offset: UInt64, _ limit: UInt64
   ) throws(ImageFault) -> (isData: Bool, byteCount: UInt64) {
-    guard reader.hasHoles else { return (true, limit) }
+    guard tellsHoles else { return (true, limit) }
     guard offset < reader.fileByteCount else { return (false, limit) }
-    guard let data = try reader.storage.nextData(from: offset) else { return (false, limit) }
-    if data > offset { return (false, min(limit, data - offset)) }
-    let hole = try reader.storage.nextHole(from: offset) ?? reader.fileByteCount
-    return (true, min(limit, hole - offset))
+    let range = ByteRange(start: offset, end: min(offset + limit, reader.fileByteCount))
+    guard let run = try reader.storage.firstRun(of: range) else { return (true, limit) }
+    return (!run.isZero, min(limit, run.byteCount))
   }
 
   private mutating func qcow2Run(

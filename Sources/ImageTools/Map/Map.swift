@@ -15,12 +15,12 @@ public enum Map {
   ///   - byteCountMax: how far to go, nil for the whole disk.
   public static func run(
     path: String, format: ImageFormat?, takesLocks: Bool, start: UInt64 = 0,
-    byteCountMax: UInt64? = nil,
+    byteCountMax: UInt64? = nil, remote: (any RemoteOpener)? = nil,
     extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
   ) throws(ImageFault) {
     let layers = try OpenChain.open(
       path: path, format: format, access: .readOnly,
-      options: OpenChain.Options(detection: .top, takesLocks: takesLocks))
+      options: OpenChain.Options(detection: .top, takesLocks: takesLocks, remote: remote))
     var maps: [LayerMap] = []
     for layer in layers { maps.append(try LayerMap(layer)) }
     let (limit, overflows) = start.addingReportingOverflow(byteCountMax ?? .max)

@@ -14,7 +14,8 @@ struct PreallocationProbe {
   /// Whether at least a ninth (and at least two) more clusters are in use than are on disk.
   func run() throws(ImageFault) -> Bool {
     let geometry = header.geometry
-    let onDisk = try reader.storage.allocatedByteCount() >> UInt64(geometry.clusterBits)
+    guard let onDiskByteCount = try reader.storage.allocatedByteCount() else { return false }
+    let onDisk = onDiskByteCount >> UInt64(geometry.clusterBits)
     let threshold = max(onDisk * 10 / 9, onDisk + 2)
     let clusterCount = geometry.clusterCount(for: reader.fileByteCount)
     // Without holes of that size there is nothing to find.

@@ -26,14 +26,16 @@ extension Engine {
     let goal = ClientGoal(
       .enter(exportName: uri.exportName), contexts: .named(old.export.contexts),
       modeMax: options.modeMax)
-    let deadline = MonotonicClock.nanoseconds + UInt64(policy.secondsMax) * 1_000_000_000
+    var deadline = MonotonicClock.nanoseconds + UInt64(policy.secondsMax) * 1_000_000_000
+    defer { overdue = nil }
     var delay = 0
     var last = loss
     while true {
       do throws(NBDClientFault) {
         try pause(milliseconds: delay, until: deadline)
         let now = MonotonicClock.nanoseconds
-        let attemptEnd = min(deadline, now + UInt64(options.openSecondsMax) * 1_000_000_000)
+        let attemptEnd = min(
+          deadline, patienceEnd ?? .max, now + UInt64(options.openSecondsMax) * 1_000_000_000)
         guard
           case .session(let transport, let session, let rest) = try opener.open(
             goal, deadline: attemptEnd)
@@ -49,8 +51,15 @@ extension Engine {
         guard error.mayPass else { return error }
         last = error
       }
-      guard MonotonicClock.nanoseconds < deadline else {
-        return .lost("no new connection within \(policy.secondsMax) seconds (\(last))")
+      guard MonotonicClock.nanoseconds < min(deadline, patienceEnd ?? .max) else {
+        let fault = NBDClientFault.lost(
+          "no new connection within \(policy.secondsMax) seconds (\(last))")
+        guard policy.isEndless else { return fault }
+        overdue = fault
+        failQueue(fault)
+        deadline = .max
+        if patienceEnd != nil { return fault }
+        continue
       }
       delay =
         delay == 0

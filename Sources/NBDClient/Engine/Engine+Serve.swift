@@ -6,13 +6,14 @@ import LinuxIO
 import NBDProtocol
 
 extension Engine {
-  /// Serves until the connection ends, one way or the other.
-  func serve() -> End {
+  /// Serves until the connection ends, one way or the other, or until `isEnough`: nil then.
+  func serve(until isEnough: () -> Bool) -> End? {
     while true {
       takeMail()
       fillOutput()
       if let end = transmit() { return end }
       if let end = receive() { return end }
+      if isEnough() { return nil }
       if let end = endOfIdleness() { return end }
       wait()
     }
@@ -23,6 +24,9 @@ extension Engine {
     let mail = mailbox.take()
     queue.append(contentsOf: mail.submissions)
     isClosing = mail.isClosing
+    if mail.isHurried, patienceEnd == nil {
+      patienceEnd = MonotonicClock.nanoseconds + Self.hurriedNanosecondsMax
+    }
     for ticket in mail.cancelledTickets { cancel(ticket) }
   }
 
@@ -213,10 +217,16 @@ extension Engine {
 
   /// Ends the connection when that was asked for and everything is answered.
   private func endOfIdleness() -> End? {
-    if let secondsMax = options.replySecondsMax, !flights.isEmpty,
-      MonotonicClock.nanoseconds - lastProgress > UInt64(secondsMax) * 1_000_000_000
-    {
-      return .lost(.timedOut("the server did not answer within \(secondsMax) seconds"))
+    if !flights.isEmpty {
+      let now = MonotonicClock.nanoseconds
+      if let secondsMax = options.replySecondsMax,
+        now - lastProgress > UInt64(secondsMax) * 1_000_000_000
+      {
+        return .lost(.timedOut("the server did not answer within \(secondsMax) seconds"))
+      }
+      if let patienceEnd, now > patienceEnd, now - lastProgress > Self.hurriedNanosecondsMax {
+        return .lost(.timedOut("the server does not answer, and nobody waits any more"))
+      }
     }
     if let goodbyeDeadline {
       return MonotonicClock.nanoseconds < goodbyeDeadline ? nil : .closed
@@ -248,6 +258,7 @@ extension Engine {
     let isTimed = goodbyeDeadline != nil || options.replySecondsMax != nil && !flights.isEmpty
     ByteSocket.wait(
       socket: transport.descriptor, forOutput: !output.isEmpty || transport.hasUnsent,
-      bell: mailbox.bellDescriptor, milliseconds: isTimed ? 1_000 : -1)
+      bell: mailbox.bellDescriptor,
+      milliseconds: patienceEnd != nil && !flights.isEmpty ? 100 : isTimed ? 1_000 : -1)
   }
 }

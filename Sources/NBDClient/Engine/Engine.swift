@@ -31,7 +31,7 @@ final class Engine {
   let uri: NBDURI
   let options: ClientOptions
   let mailbox: Mailbox
-  let opener: Opener
+  var opener: Opener
 
   /// The first session: what the client relies on.
   var session: ClientSession?
@@ -63,10 +63,17 @@ final class Engine {
   var untoldLoss: NBDClientFault?
   /// When the server last answered, or had nothing to answer.
   var lastProgress: UInt64 = 0
+  /// No new connection came in time: why whatever is asked for fails until one comes.
+  var overdue: NBDClientFault?
+  private(set) var hasEnded = false
+  /// Set when the process stops: what is not answered by then fails.
+  var patienceEnd: UInt64?
 
   /// Bytes that may wait for the socket before further requests are encoded.
   static let outputByteCountMax = 4 << 20
   static let inputByteCount = 256 << 10
+  /// How long an answer, or a new connection, is waited for in a process that stops.
+  static let hurriedNanosecondsMax: UInt64 = 1_000_000_000
   /// How long the server's own goodbye is waited for.
   static let goodbyeNanosecondsMax: UInt64 = 1_000_000_000
   /// Receives before sending has its turn again.
@@ -91,8 +98,17 @@ final class Engine {
       mailbox.end(error, closingFault: nil)
       return opened.resume(returning: .failure(error))
     }
-    while true {
-      switch serve() {
+    run { false }
+  }
+
+  /// Opens the first connection on the thread of the caller, who has to call `run` from then on.
+  func open() throws(NBDClientFault) { _ = try openFirst() }
+
+  /// Runs until `isEnough`, which is looked at whenever something may have changed, or to the end.
+  func run(until isEnough: () -> Bool) {
+    while !hasEnded {
+      switch serve(until: isEnough) {
+      case nil: return
       case .closed: return end(.closed)
       case .failed(let fault): return end(fault)
       case .lost(let fault):
@@ -147,9 +163,10 @@ final class Engine {
     let end = min(deadline, MonotonicClock.nanoseconds + UInt64(milliseconds) * 1_000_000)
     while true {
       takeMail()
+      if let overdue { failQueue(overdue) }
       guard !isClosing else { throw .closed }
       let now = MonotonicClock.nanoseconds
-      guard now < end else { return }
+      guard now < min(end, patienceEnd ?? .max) else { return }
       ByteSocket.wait(
         socket: -1, forOutput: false, bell: mailbox.bellDescriptor,
         milliseconds: Int32((end - now) / 1_000_000 + 1))
@@ -158,6 +175,7 @@ final class Engine {
 
   /// Answers everything that is left. The socket closes with its transport.
   private func end(_ fault: NBDClientFault) {
+    hasEnded = true
     let isConnected = transport != nil
     transport = nil
     takeMail()
@@ -167,11 +185,16 @@ final class Engine {
     for flight in flights.values where !flight.isOrphan {
       if let submission = flight.submission { mailbox.answer(submission, .failure(fault)) }
     }
-    for submission in queue[queueStart...] { mailbox.answer(submission, .failure(fault)) }
     flights = [:]
+    failQueue(fault)
+    mailbox.end(fault, closingFault: untoldLoss)
+  }
+
+  /// Answers what was not sent.
+  func failQueue(_ fault: NBDClientFault) {
+    for submission in queue[queueStart...] { mailbox.answer(submission, .failure(fault)) }
     queue = []
     queueStart = 0
-    mailbox.end(fault, closingFault: untoldLoss)
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Where tasks leave requests for the thread of a connection. Lock order: one lock, never held
-// while a continuation is resumed or the bell is rung.
+// while a reply is given or the bell is rung.
 
 import LinuxIO
 import Synchronization
@@ -13,6 +13,8 @@ final class Mailbox: Sendable {
     var submissions: [Submission] = []
     var cancelledTickets: [UInt64] = []
     var isClosing = false
+    /// The process stops: what cannot be had soon shall fail.
+    var isHurried = false
   }
 
   private struct State {
@@ -22,7 +24,7 @@ final class Mailbox: Sendable {
     var requestCount = 0
     /// Why nothing is taken any more; set when the thread ends.
     var end: NBDClientFault?
-    var closers: [CheckedContinuation<NBDClientFault?, Never>] = []
+    var closers: [@Sendable (NBDClientFault?) -> Void] = []
     /// Told to those who close; nil when all went well.
     var closingFault: NBDClientFault?
   }
@@ -61,7 +63,7 @@ final class Mailbox: Sendable {
       state.mail.submissions.append(submission)
       return nil
     }
-    if let fault { return submission.continuation.resume(returning: .failure(fault)) }
+    if let fault { return submission.reply(.failure(fault)) }
     bell.signal()
   }
 
@@ -80,18 +82,29 @@ final class Mailbox: Sendable {
     bell.signal()
   }
 
-  /// The same, and waits for the end.
+  /// Asks for a server that is gone not to be waited for much longer.
+  func hurry() {
+    state.withLock { $0.mail.isHurried = true }
+    bell.signal()
+  }
+
+  /// Asks the thread to end, and waits for the end.
   func closeAndWait() async -> NBDClientFault? {
     await withCheckedContinuation { continuation in
-      let answer = state.withLock { state -> NBDClientFault?? in
-        state.mail.isClosing = true
-        if state.end != nil { return .some(state.closingFault) }
-        state.closers.append(continuation)
-        return nil
-      }
-      if let answer { return continuation.resume(returning: answer) }
-      bell.signal()
+      close { continuation.resume(returning: $0) }
     }
+  }
+
+  /// The same, and calls `ended` at the end, with what nobody has been told of.
+  func close(ended: @escaping @Sendable (NBDClientFault?) -> Void) {
+    let answer = state.withLock { state -> NBDClientFault?? in
+      state.mail.isClosing = true
+      if state.end != nil { return .some(state.closingFault) }
+      state.closers.append(ended)
+      return nil
+    }
+    if let answer { return ended(answer) }
+    bell.signal()
   }
 
   /// For the thread: what came since the last time. The wish to close stays.
@@ -99,7 +112,7 @@ final class Mailbox: Sendable {
     bell.take()
     return state.withLock { state in
       let mail = state.mail
-      state.mail = Mail(isClosing: mail.isClosing)
+      state.mail = Mail(isClosing: mail.isClosing, isHurried: mail.isHurried)
       return mail
     }
   }
@@ -107,7 +120,7 @@ final class Mailbox: Sendable {
   /// For the thread: answers a request.
   func answer(_ submission: Submission, _ outcome: Outcome) {
     state.withLock { $0.requestCount -= 1 }
-    submission.continuation.resume(returning: outcome)
+    submission.reply(outcome)
   }
 
   /// For the thread, last: answers what is left in the mailbox, and whoever comes later.
@@ -122,6 +135,6 @@ final class Mailbox: Sendable {
       return (state.mail.submissions, state.closers)
     }
     for submission in submissions { answer(submission, .failure(fault)) }
-    for closer in closers { closer.resume(returning: closingFault) }
+    for closer in closers { closer(closingFault) }
   }
 }

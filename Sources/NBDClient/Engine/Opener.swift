@@ -19,6 +19,33 @@ struct Opener {
   let uri: NBDURI
   let tls: ClientTLS
   let mailbox: Mailbox
+  /// What is known already, so that connecting again opens no file.
+  private var prepared: Prepared?
+
+  private struct Prepared {
+    /// nil where the address is no host.
+    var addresses: [SocketAddress]?
+    var plan: TLSClientPlan?
+  }
+
+  init(uri: NBDURI, tls: ClientTLS, mailbox: Mailbox) {
+    self.uri = uri
+    self.tls = tls
+    self.mailbox = mailbox
+  }
+
+  /// Looks the host up and reads what TLS needs, once and for all, on the thread of the caller.
+  mutating func prepare() throws(NBDClientFault) {
+    var prepared = Prepared(plan: try tls.plan(for: uri))
+    if case .tcp(let host, let port) = uri.endpoint {
+      do throws(SocketError) {
+        prepared.addresses = try SocketAddress.resolve(host: host ?? "localhost", port: port)
+      } catch {
+        throw .unreachable("\(host ?? "localhost"): \(error)")
+      }
+    }
+    self.prepared = prepared
+  }
 
   /// Connects and negotiates once, until `deadline` (of the monotonic clock, in nanoseconds).
   ///
@@ -32,7 +59,8 @@ struct Opener {
     case .offered: goal.tls = .offered
     case .required: goal.tls = .required
     }
-    let plan = try tls.plan(for: uri)
+    let plan: TLSClientPlan?
+    if let prepared { plan = prepared.plan } else { plan = try tls.plan(for: uri) }
     var transport: any Transport = try connect(dialer)
     var handshake = ClientHandshake(goal)
     var bytes = [UInt8](repeating: 0, count: 64 << 10)
@@ -143,7 +171,12 @@ struct Opener {
       switch uri.endpoint {
       case .unix(let path): .unix(path: path)
       case .vsock(let contextID, let port): .vsock(contextID: contextID, port: port)
-      case .tcp(let host, let port): .tcp(host: host ?? "localhost", port: port)
+      case .tcp(let host, let port):
+        if let addresses = prepared?.addresses {
+          .addresses(addresses)
+        } else {
+          .tcp(host: host ?? "localhost", port: port)
+        }
       }
     do throws(Dialer.Fault) {
       return SocketTransport(try dialer.connect(to: target))

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A request on its way from a task to the thread of its connection. This file performs no I/O.
+// A request on its way from its maker to the thread of its connection. This file performs no I/O.
 
 import NBDProtocol
 
-/// What a task waits for.
+/// What the maker of a request waits for.
 typealias Outcome = Result<ServerAnswer.Outcome, NBDClientFault>
 
 /// One request, whole, so that it can be sent again.
@@ -17,6 +17,6 @@ struct Submission: Sendable {
   let length: UInt64
   /// The data of a WRITE.
   let payload: [UInt8]
-  /// Resumed exactly once, by whoever takes the submission out of the engine or the mailbox.
-  let continuation: CheckedContinuation<Outcome, Never>
+  /// Called exactly once, by whoever takes the submission out of the engine or the mailbox.
+  let reply: @Sendable (Outcome) -> Void
 }
