@@ -9,11 +9,12 @@ import NBDProtocol
 func fuzzRequests(_ bytes: [UInt8]) {
   var input = FuzzInput(bytes)
   let setting = input.byte()
-  let traits = ExportTraits(
+  var traits = ExportTraits(
     byteCount: [0, 1, 4095, 40 << 20, 1 << 40, 1 << 62, .max][Int(input.byte()) % 7],
     isReadOnly: setting & 1 != 0, minimumBlockByteCount: setting & 2 == 0 ? 1 : 4096,
     canTrim: setting & 4 == 0, canWriteZeroes: setting & 8 == 0, canFastZero: setting & 16 == 0,
     canCache: setting & 32 == 0)
+  traits.canResize = setting & 64 != 0
   let framing = input.byte()
   let negotiated = Negotiated(
     exportIndex: 0, structuredReplies: framing & 3 != 0, extendedHeaders: framing & 3 > 1,

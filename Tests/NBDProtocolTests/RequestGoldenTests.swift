@@ -16,6 +16,7 @@ private struct Setting: CustomStringConvertible {
   var framing: ReplyFraming
   var isReadOnly: Bool
   var blockByteCount: UInt32
+  var canResize = false
 
   static let all: [Setting] = [.simple, .structured, .extended].flatMap { framing in
     [false, true].flatMap { isReadOnly in
@@ -23,12 +24,16 @@ private struct Setting: CustomStringConvertible {
         Setting(framing: framing, isReadOnly: isReadOnly, blockByteCount: $0)
       }
     }
+  } + [.simple, .extended].map {
+    Setting(framing: $0, isReadOnly: false, blockByteCount: 4096, canResize: true)
   }
 
   var rules: TransmissionRules {
-    TransmissionRules(
-      traits: ExportTraits(
-        byteCount: size, isReadOnly: isReadOnly, minimumBlockByteCount: blockByteCount),
+    var traits = ExportTraits(
+      byteCount: size, isReadOnly: isReadOnly, minimumBlockByteCount: blockByteCount)
+    traits.canResize = canResize
+    return TransmissionRules(
+      traits: traits,
       negotiated: Negotiated(
         exportIndex: 0, structuredReplies: framing != .simple,
         extendedHeaders: framing == .extended,
@@ -38,6 +43,7 @@ private struct Setting: CustomStringConvertible {
 
   var description: String {
     "\(framing), \(isReadOnly ? "read-only" : "writable"), blocks of \(blockByteCount)"
+      + (canResize ? ", resizable" : "")
   }
 }
 

@@ -141,11 +141,11 @@ struct Connection: ~Copyable {
   }
 
   /// Whether the client may hold another request with a buffer of `byteCount`.
-  /// All buffers of a connection have to be within `share` bytes, but for a single request.
-  func hasShare(_ byteCount: Int, of share: Int, _ limits: RequestLimits) -> Bool {
+  /// All buffers of a connection have to be within `room` bytes, but for a single request.
+  func hasShare(_ byteCount: Int, of room: Int, _ limits: RequestLimits) -> Bool {
     if requestCount == 0 { return true }
     return requestCount < limits.requestsPerConnectionMax
-      && bufferByteCount + byteCount <= share
+      && bufferByteCount + byteCount <= room
   }
 
   /// Makes room in the socket for what the client reads.

@@ -23,7 +23,10 @@ extension ExportLoop {
     case .disconnect, .flush, .trim, .cache, .writeZeroes, .resize: bufferByteCount = 0
     }
     let charged = bufferByteCount == 0 ? 0 : BufferPool.roundedByteCount(bufferByteCount)
-    guard connections[index].hasShare(charged, of: bufferShare, plan.limits),
+    let room = min(
+      bufferShare,
+      connections[index].bufferByteCount + plan.limits.bufferBytesMax - bufferByteCount)
+    guard connections[index].hasShare(charged, of: room, plan.limits),
       let slot = image.requests.acquire()
     else {
       stall(index)
@@ -32,6 +35,7 @@ extension ExportLoop {
     connections[index].received += consumedByteCount
     connections[index].requestCount += 1
     connections[index].bufferByteCount += charged
+    bufferByteCount += charged
     image.requests.slots[slot].begin(
       header, command, connection: index, bufferStart: range.start, chargedByteCount: charged)
     if charged > 0 {

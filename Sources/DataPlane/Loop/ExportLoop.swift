@@ -53,8 +53,9 @@ public struct ExportLoop: ~Copyable {
   /// Connections with replies to send, in this tick.
   var transmitList: [Int32] = []
   var stalledCount = 0
-  /// Bytes of buffers that each connection may hold now.
+  /// Bytes of buffers that each connection may hold now, and that all of them hold.
   var bufferShare = 0
+  var bufferByteCount = 0
   var stop = StopState()
   var spin: SpinPolicy
   var lone = LoneClient()
