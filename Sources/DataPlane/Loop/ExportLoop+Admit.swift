@@ -25,7 +25,8 @@ extension ExportLoop {
     let charged = bufferByteCount == 0 ? 0 : BufferPool.roundedByteCount(bufferByteCount)
     let room = min(
       bufferShare,
-      connections[index].bufferByteCount + plan.limits.bufferBytesMax - bufferByteCount)
+      connections[index].bufferByteCount + plan.limits.bufferBytesMax
+        - heldBufferByteCount)
     guard connections[index].hasShare(charged, of: room, plan.limits),
       let slot = image.requests.acquire()
     else {
@@ -35,7 +36,7 @@ extension ExportLoop {
     connections[index].received += consumedByteCount
     connections[index].requestCount += 1
     connections[index].bufferByteCount += charged
-    bufferByteCount += charged
+    heldBufferByteCount += charged
     image.requests.slots[slot].begin(
       header, command, connection: index, bufferStart: range.start, chargedByteCount: charged)
     if charged > 0 {

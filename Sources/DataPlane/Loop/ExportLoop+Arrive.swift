@@ -108,7 +108,7 @@ extension ExportLoop {
     let connection = Int(image.requests.slots[slot].connection)
     connections[connection].requestCount -= 1
     connections[connection].bufferByteCount -= image.requests.slots[slot].chargedByteCount
-    bufferByteCount -= image.requests.slots[slot].chargedByteCount
+    heldBufferByteCount -= image.requests.slots[slot].chargedByteCount
     image.retire(slot)
   }
 }

@@ -55,7 +55,7 @@ public struct ExportLoop: ~Copyable {
   var stalledCount = 0
   /// Bytes of buffers that each connection may hold now, and that all of them hold.
   var bufferShare = 0
-  var bufferByteCount = 0
+  var heldBufferByteCount = 0
   var stop = StopState()
   var spin: SpinPolicy
   var lone = LoneClient()
