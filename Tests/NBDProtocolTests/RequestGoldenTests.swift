@@ -18,15 +18,17 @@ private struct Setting: CustomStringConvertible {
   var blockByteCount: UInt32
   var canResize = false
 
-  static let all: [Setting] = [.simple, .structured, .extended].flatMap { framing in
-    [false, true].flatMap { isReadOnly in
-      [1, 4096].map {
-        Setting(framing: framing, isReadOnly: isReadOnly, blockByteCount: $0)
+  static let all: [Setting] =
+    [.simple, .structured, .extended].flatMap { framing in
+      [false, true].flatMap { isReadOnly in
+        [1, 4096].map {
+          Setting(framing: framing, isReadOnly: isReadOnly, blockByteCount: $0)
+        }
       }
     }
-  } + [.simple, .extended].map {
-    Setting(framing: $0, isReadOnly: false, blockByteCount: 4096, canResize: true)
-  }
+    + [.simple, .extended].map {
+      Setting(framing: $0, isReadOnly: false, blockByteCount: 4096, canResize: true)
+    }
 
   var rules: TransmissionRules {
     var traits = ExportTraits(
