@@ -78,6 +78,12 @@ private func check(_ verdict: Verdict, _ header: RequestHeader, _ rules: Transmi
     require(header.command == 7 && isCounted, "a filter out of place")
     require(byteCount == Int(header.length) && byteCount <= 8 + 4 * 64, "a long filter")
   case .execute(let command):
+    if command == .resize {
+      // Its offset is the size that is wanted.
+      require(rules.traits.canResize && !rules.traits.isReadOnly, "a resize of what stays")
+      require(header.length == 0 && header.offset >= rules.traits.byteCount, "a disk shrinks")
+      return
+    }
     let (end, isOverflow) = header.offset.addingReportingOverflow(header.length)
     require(!isOverflow && end <= rules.traits.byteCount, "past the end")
     if command == .read || command == .write { require(header.length <= 32 << 20, "too long") }
