@@ -161,7 +161,8 @@ import Glibc
 
   /// Queues what is still to do of operation `index`.
   mutating func prepare(_ index: Int) {
-    guard files[Int(operations[index].file)].descriptor >= 0 else { return prepareRemote(index) }
+    let descriptor = files[Int(operations[index].file)].descriptor
+    guard descriptor >= 0 else { return prepareRemote(index) }
     guard engine == .aio else {
       toDo[toDoCount] = Int32(index)
       toDoCount += 1
@@ -171,9 +172,7 @@ import Glibc
     // SAFETY: the vectors live in an array that never moves; the buffers behind them are held by
     // the request until its completion has been reported.
     unsafe native[0].queue(
-      index, operations[index].kind, files[Int(operations[index].file)].descriptor,
-      vectors.base + index * 3,
-      vectorCount, at: operations[index].offset + UInt64(operations[index].doneByteCount),
+      index, operations[index].kind, descriptor, vectors.base + index * 3, vectorCount, at: operations[index].offset + UInt64(operations[index].doneByteCount),
       isDurable: operations[index].isDurable)
   }
 

@@ -85,7 +85,7 @@ extension ImageStack {
   private mutating func finish(_ index: Int) {
     precondition(requests.slots[index].inFlightCount == 0, "a request finished with I/O in flight")
     dropClaim(index)
-    endResize(index)
+    if resize.slot == Int32(index) { endResize(index) }
     finished.append(index, &requests.slots)
     wakeReleases()
   }

@@ -271,9 +271,9 @@ extension ImageStack {
     return .none
   }
 
-  /// Forgets a resize that has ended, and what an unfinished one did. Called for every request.
+  /// Forgets a resize that has ended, and what an unfinished one did.
   mutating func endResize(_ index: Int) {
-    guard resize.slot == Int32(index) else { return }
+    precondition(resize.slot == Int32(index), "a resize ended that did not run")
     requests.slots[index].command = .resize
     requests.slots[index].offset = resize.newByteCount
     requests.slots[index].length = 0
