@@ -172,7 +172,8 @@ import Glibc
     // SAFETY: the vectors live in an array that never moves; the buffers behind them are held by
     // the request until its completion has been reported.
     unsafe native[0].queue(
-      index, operations[index].kind, descriptor, vectors.base + index * 3, vectorCount, at: operations[index].offset + UInt64(operations[index].doneByteCount),
+      index, operations[index].kind, descriptor, vectors.base + index * 3, vectorCount,
+      at: operations[index].offset + UInt64(operations[index].doneByteCount),
       isDurable: operations[index].isDurable)
   }
 

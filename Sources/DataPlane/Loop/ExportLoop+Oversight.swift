@@ -8,7 +8,8 @@ import NBDProtocol
 
 extension ExportLoop {
   /// Counts a request that is being answered, for its command and its client.
-  @inline(__always) mutating func countAnswer(_ index: Int, _ slot: Int) {
+  @inline(__always)
+  mutating func countAnswer(_ index: Int, _ slot: Int) {
     let isError = image.requests.slots[slot].error != .none
     counters.countAnswer(
       image.requests.slots[slot].command, byteCount: image.requests.slots[slot].length,

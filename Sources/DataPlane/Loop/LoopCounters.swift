@@ -16,7 +16,8 @@ struct LoopCounters {
   var otherCallCount: UInt64 = 0
 
   /// Counts a request that is being answered; `byteCount` is what it spanned of the disk.
-  @inline(__always) mutating func countAnswer(_ command: Command, byteCount: UInt64, isError: Bool) {
+  @inline(__always)
+  mutating func countAnswer(_ command: Command, byteCount: UInt64, isError: Bool) {
     let number = Int(command.rawValue)
     commands[number].requestCount += 1
     if isError {
