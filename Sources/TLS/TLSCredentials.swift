@@ -7,7 +7,7 @@
 
 import CGnuTLS
 
-/// Shared by the sessions of one end, all on one thread.
+/// Shared by the sessions of one end, on any thread: nobody changes them once they are made.
 @safe public final class TLSCredentials {
   public enum Role: Sendable { case server, client }
 
