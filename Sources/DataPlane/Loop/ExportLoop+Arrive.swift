@@ -50,6 +50,8 @@ extension ExportLoop {
     // What came behind the handshake the socket does not tell of.
     parse(place)
     if connections.isOccupied(place) { receive(place) }
+    // One who comes while the export stops, and waits for nothing, learns of it now.
+    closeIfDone(place)
   }
 
   // MARK: The end
