@@ -27,36 +27,19 @@ enum TrimChecks {
       Source.text("Command flags"), writes: true, run: badFlag),
   ]
 
-  private static func trimming(
-    _ server: LintServer, blockSizes: Bool = true
-  ) throws(LintStop) -> Probe {
-    let probe = try server.writable(blockSizes: blockSizes)
-    try need(probe.has(ExportFlag.sendTrim), "the server does not offer TRIM")
-    return probe
-  }
+  private static let request = RangedRequest(
+    command: Command.trim, name: "TRIM", offer: ExportFlag.sendTrim)
 
   /// Fills an area, trims `ranges` of it, and compares what is between them.
   private static func trim(
     _ server: LintServer, _ ranges: [Range<Int>], flags: UInt16 = 0, blockSizes: Bool = true
   ) throws(LintStop) {
-    try server.withArea(of: 512 << 10) { (area) throws(LintStop) in
-      let probe = try trimming(server, blockSizes: blockSizes)
-      if flags & CommandFlag.fua != 0 {
-        try need(probe.has(ExportFlag.sendFUA), "the server does not offer FUA")
-      }
-      var shadow = filler(area.byteCount)
-      try probe.expectSuccess(try probe.write(area.offset, shadow), "a WRITE")
-      for range in ranges {
-        let outcome = try probe.call(
-          Command.trim, flags: flags, offset: area.offset + UInt64(range.lowerBound),
-          length: UInt64(range.count))
-        try probe.expectSuccess(outcome, "TRIM of \(range.count) bytes")
-      }
-      let now = try probe.bytes(area.offset, area.byteCount)
-      // Inside, anything may be read.
-      for range in ranges { shadow.replaceSubrange(range, with: now[range]) }
-      try demandEqual(now, shadow, "the old bytes outside of what was trimmed")
-    }
+    let (before, after) = try request.change(
+      server, ranges, flags: flags, blockSizes: blockSizes)
+    var expected = before
+    // Inside, anything may be read.
+    for range in ranges { expected.replaceSubrange(range, with: after[range]) }
+    try demandEqual(after, expected, "the old bytes outside of what was trimmed")
   }
 
   private static func basic(_ server: LintServer) throws(LintStop) {
@@ -73,7 +56,7 @@ enum TrimChecks {
   }
 
   private static func outside(_ server: LintServer) throws(LintStop) {
-    let probe = try trimming(server)
+    let probe = try request.probe(server)
     let block = UInt64(probe.blockByteCount)
     let end = (probe.size + block - 1) / block * block
     for offset in [end, end + (1 << 32), 1 << 63] {
@@ -84,14 +67,14 @@ enum TrimChecks {
   }
 
   private static func zeroLength(_ server: LintServer) throws(LintStop) {
-    let probe = try trimming(server)
+    let probe = try request.probe(server)
     _ = try probe.call(Command.trim, length: 0)
     try probe.demandInStep(after: "TRIM of nothing")
   }
 
   private static func large(_ server: LintServer) throws(LintStop) {
     try server.withArea(of: 33 << 20) { (area) throws(LintStop) in
-      let probe = try trimming(server)
+      let probe = try request.probe(server)
       _ = try probe.call(
         Command.trim, offset: area.offset, length: UInt64(area.byteCount))
       try probe.demandInStep(after: "a large TRIM")
@@ -100,7 +83,7 @@ enum TrimChecks {
 
   private static func badFlag(_ server: LintServer) throws(LintStop) {
     try server.withArea(of: 64 << 10) { (area) throws(LintStop) in
-      let probe = try trimming(server)
+      let probe = try request.probe(server)
       let flags = [
         CommandFlag.noHole, CommandFlag.dontFragment, CommandFlag.fastZero, CommandFlag.unknown,
       ]

@@ -35,36 +35,18 @@ enum ZeroChecks {
       Source.text("Command flags"), writes: true, run: badFlag),
   ]
 
-  private static func zeroing(
-    _ server: LintServer, blockSizes: Bool = true
-  ) throws(LintStop) -> Probe {
-    let probe = try server.writable(blockSizes: blockSizes)
-    try need(probe.has(ExportFlag.sendWriteZeroes), "the server does not offer WRITE_ZEROES")
-    return probe
-  }
+  private static let request = RangedRequest(
+    command: Command.writeZeroes, name: "WRITE_ZEROES", offer: ExportFlag.sendWriteZeroes)
 
   /// Fills an area, zeroes `ranges` of it, and compares all of it.
   private static func zero(
     _ server: LintServer, _ ranges: [Range<Int>], flags: UInt16 = 0, blockSizes: Bool = true
   ) throws(LintStop) {
-    try server.withArea(of: 512 << 10) { (area) throws(LintStop) in
-      let probe = try zeroing(server, blockSizes: blockSizes)
-      if flags & CommandFlag.fua != 0 {
-        try need(probe.has(ExportFlag.sendFUA), "the server does not offer FUA")
-      }
-      var shadow = filler(area.byteCount)
-      try probe.expectSuccess(try probe.write(area.offset, shadow), "a WRITE")
-      for range in ranges {
-        let outcome = try probe.call(
-          Command.writeZeroes, flags: flags, offset: area.offset + UInt64(range.lowerBound),
-          length: UInt64(range.count))
-        try probe.expectSuccess(outcome, "WRITE_ZEROES of \(range.count) bytes")
-        shadow.replaceSubrange(range, with: zeroes(range.count))
-      }
-      try demandEqual(
-        try probe.bytes(area.offset, area.byteCount), shadow,
-        "zeroes in the ranges and data beside them")
-    }
+    let (before, after) = try request.change(
+      server, ranges, flags: flags, blockSizes: blockSizes)
+    var expected = before
+    for range in ranges { expected.replaceSubrange(range, with: zeroes(range.count)) }
+    try demandEqual(after, expected, "zeroes in the ranges and data beside them")
   }
 
   private static func basic(_ server: LintServer) throws(LintStop) {
@@ -84,7 +66,7 @@ enum ZeroChecks {
   }
 
   private static func outside(_ server: LintServer) throws(LintStop) {
-    let probe = try zeroing(server)
+    let probe = try request.probe(server)
     let block = UInt64(probe.blockByteCount)
     let end = (probe.size + block - 1) / block * block
     for offset in [end, end + (1 << 32)] {
@@ -95,14 +77,14 @@ enum ZeroChecks {
   }
 
   private static func zeroLength(_ server: LintServer) throws(LintStop) {
-    let probe = try zeroing(server)
+    let probe = try request.probe(server)
     _ = try probe.call(Command.writeZeroes, length: 0)
     try probe.demandInStep(after: "WRITE_ZEROES of nothing")
   }
 
   private static func large(_ server: LintServer) throws(LintStop) {
     try server.withArea(of: 33 << 20) { (area) throws(LintStop) in
-      let probe = try zeroing(server)
+      let probe = try request.probe(server)
       try probe.expectSuccess(
         try probe.write(area.offset + (32 << 20), filler(65_536)), "a WRITE")
       let outcome = try probe.call(
@@ -120,7 +102,7 @@ enum ZeroChecks {
 
   private static func fast(_ server: LintServer) throws(LintStop) {
     try server.withArea(of: 256 << 10) { (area) throws(LintStop) in
-      let probe = try zeroing(server)
+      let probe = try request.probe(server)
       try need(probe.has(ExportFlag.sendFastZero), "the server does not offer FAST_ZERO")
       let data = filler(area.byteCount, 9)
       for flags in [CommandFlag.fastZero, CommandFlag.fastZero | CommandFlag.noHole] {
@@ -139,7 +121,7 @@ enum ZeroChecks {
 
   private static func fastUnoffered(_ server: LintServer) throws(LintStop) {
     try server.withArea(of: 64 << 10) { (area) throws(LintStop) in
-      let probe = try zeroing(server)
+      let probe = try request.probe(server)
       try need(!probe.has(ExportFlag.sendFastZero), "the server offers FAST_ZERO")
       let outcome = try probe.call(
         Command.writeZeroes, flags: CommandFlag.fastZero, offset: area.offset,
@@ -151,7 +133,7 @@ enum ZeroChecks {
 
   private static func badFlag(_ server: LintServer) throws(LintStop) {
     try server.withArea(of: 64 << 10) { (area) throws(LintStop) in
-      let probe = try zeroing(server)
+      let probe = try request.probe(server)
       for flag in [CommandFlag.dontFragment, CommandFlag.requestOne, CommandFlag.unknown] {
         let outcome = try probe.call(
           Command.writeZeroes, flags: flag, offset: area.offset, length: UInt64(area.byteCount))
