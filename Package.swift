@@ -46,6 +46,7 @@ let package = Package(
     .target(name: "NBDProtocol", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(name: "Qcow2", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(name: "Bitmaps", dependencies: ["BlockTypes"], swiftSettings: strict),
+    .target(name: "ForeignImages", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(
       name: "LinuxIO", dependencies: ["BlockTypes", "CAio", "CLinux"], swiftSettings: strict),
     .target(
@@ -72,7 +73,8 @@ let package = Package(
 
     // L4: images at rest.
     .target(
-      name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
+      name: "ImageTools",
+      dependencies: ["BlockTypes", "Qcow2", "ForeignImages", "LinuxIO", "Inflate"],
       swiftSettings: strict),
 
     .target(
@@ -94,7 +96,8 @@ let package = Package(
     .executableTarget(
       name: "strata",
       dependencies: [
-        "Control", "ImageTools", "Bitmaps", "NBDClient", "KernelNBD", "NBDLint", "TLS",
+        "Control", "ImageTools", "ForeignImages", "Bitmaps", "NBDClient", "KernelNBD", "NBDLint",
+        "TLS",
         argumentParser,
       ],
       swiftSettings: strict),
