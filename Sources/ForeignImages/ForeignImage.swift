@@ -71,12 +71,12 @@ public struct ForeignImage: Sendable {
     case .vhdx:
       let image = try VHDXImage(source)
       (diskByteCount, blockByteCount) = (image.byteCount, image.blockByteCount)
-      subformat = image.isFixed ? "fixed" : "dynamic"
+      subformat = image.isPreallocated ? "fixed" : "dynamic"
       content = .vhdx(BlockMap(image))
     case .vdi:
       let image = try VDIImage(source)
       (diskByteCount, blockByteCount) = (image.byteCount, image.blockByteCount)
-      subformat = image.isStatic ? "static" : "dynamic"
+      subformat = image.isPreallocated ? "static" : "dynamic"
       content = .vdi(BlockMap(image))
     case .qcow:
       let image = try QCOW1Image(source)

@@ -19,6 +19,8 @@ protocol BlockTable: Sendable {
   var blockByteCount: UInt64 { get }
   /// Bytes of the disk that the table describes.
   var byteCount: UInt64 { get }
+  /// Whether all blocks were made at once, so that many may lie in holes of the file.
+  var isPreallocated: Bool { get }
   /// Two compressed blocks never begin in the same run of so many bytes; nil where they may.
   var packedStrideByteCount: UInt64? { get }
   /// Where block `index`, which lies on the disk, is.
@@ -28,6 +30,7 @@ protocol BlockTable: Sendable {
 }
 
 extension BlockTable {
+  var isPreallocated: Bool { false }
   var packedStrideByteCount: UInt64? { nil }
 }
 
@@ -69,7 +72,8 @@ struct BlockMap<Table: BlockTable>: Sendable {
       byteCount += size
     }
     return ForeignExtent(
-      byteCount: min(byteCount, limit), content: first.content(file: file, inBlock: inBlock))
+      byteCount: min(byteCount, limit),
+      content: first.content(file: file, inBlock: inBlock, mayHaveHoles: table.isPreallocated))
   }
 
   /// The place, checked: a block lies inside the file and has it for itself.
@@ -108,11 +112,11 @@ extension BlockPlace {
     return self
   }
 
-  fileprivate func content(file: Int, inBlock: UInt64) -> ForeignContent {
+  fileprivate func content(file: Int, inBlock: UInt64, mayHaveHoles: Bool) -> ForeignContent {
     switch self {
     case .absent: .absent
     case .zero: .zero
-    case .data(let offset): .data(file: file, offset: offset + inBlock, mayHaveHoles: false)
+    case .data(let offset): .data(file: file, offset: offset + inBlock, mayHaveHoles: mayHaveHoles)
     case .packed: preconditionFailure("a compressed block was answered before")
     }
   }

@@ -13,7 +13,7 @@ struct VDIImage: BlockTable {
 
   let blockByteCount: UInt64
   let byteCount: UInt64
-  let isStatic: Bool
+  let isPreallocated: Bool
   private let blockCount: UInt64
   private let tableOffset: UInt64
   private let dataOffset: UInt64
@@ -30,8 +30,8 @@ struct VDIImage: BlockTable {
         .unsupported, "VDI version \(word(68) >> 16).\(word(68) & 0xffff) is not supported", at: 68)
     }
     switch word(76) {
-    case 1: isStatic = false
-    case 2: isStatic = true
+    case 1: isPreallocated = false
+    case 2: isPreallocated = true
     case 3, 4:
       throw source.fault(
         .unsupported,

@@ -9,7 +9,7 @@ import BlockTypes
 struct VHDXImage: BlockTable {
   let blockByteCount: UInt64
   let byteCount: UInt64
-  let isFixed: Bool
+  let isPreallocated: Bool
   private let table: ByteRange
   private let entryCount: UInt64
   /// Blocks between two entries for bitmaps.
@@ -29,7 +29,7 @@ struct VHDXImage: BlockTable {
     let metadata = try VHDXMetadata(source, in: regions.metadata)
     blockByteCount = metadata.blockByteCount
     byteCount = metadata.diskByteCount
-    isFixed = metadata.isFixed
+    isPreallocated = metadata.isFixed
     table = regions.table
     // 2^23 sectors share a bitmap of 1 MiB, so this is from 16 to 32768.
     chunkRatio = (metadata.sectorByteCount << 23) / blockByteCount

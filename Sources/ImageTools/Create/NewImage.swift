@@ -25,19 +25,29 @@ struct NewImage {
       return
     }
     do throws(ImageError) {
-      let geometry = ClusterGeometry(
-        clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
-      let layout = try NewImageLayout(geometry: geometry, diskByteCount: diskByteCount)
-      var header = Header(
-        version: options.version, geometry: geometry, diskByteCount: diskByteCount)
-      header.backingFile = options.backingFile
-      header.backingFormat = options.backingFormat?.rawValue
-      if options.usesLazyRefcounts { header.compatibleFeatures.insert(.lazyRefcounts) }
+      var header = Self.header(options, diskByteCount: diskByteCount)
+      let layout = try NewImageLayout(geometry: header.geometry, diskByteCount: diskByteCount)
       layout.apply(to: &header)
       self.qcow2 = (try header.encode(), layout)
     } catch {
       throw ImageFault(path, error)
     }
+  }
+
+  /// The header of a qcow2 image with these options, without the places of its tables.
+  static func header(_ options: CreateOptions, diskByteCount: UInt64) -> Header {
+    let geometry = ClusterGeometry(
+      clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+    var header = Header(
+      version: options.version, geometry: geometry, diskByteCount: diskByteCount)
+    header.backingFile = options.backingFile
+    header.backingFormat = options.backingFormat?.rawValue
+    if options.usesLazyRefcounts { header.compatibleFeatures.insert(.lazyRefcounts) }
+    if options.codec != .deflate {
+      header.compressionType = options.codec.rawValue
+      header.incompatibleFeatures.insert(.compressionType)
+    }
+    return header
   }
 
   /// Writes the image and makes it and its name durable.
@@ -100,7 +110,7 @@ struct NewImage {
     let size = requestedByteCount ?? diskByteCount
     guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
     var line = "Formatting '\(path)', fmt=qcow2 cluster_size=\(1 << options.clusterBits) "
-    line += "extended_l2=off compression_type=zlib size=\(size)"
+    line += "extended_l2=off compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat {

@@ -123,6 +123,22 @@ struct LayerMap {
     return run
   }
 
+  /// Where the compressed cluster at `offset` is stored.
+  mutating func compressedRange(at offset: UInt64) throws(ImageFault) -> ByteRange {
+    guard let tables else { preconditionFailure("a raw layer has no clusters") }
+    let geometry = tables.geometry
+    let guest = GuestOffset(byteOffset: offset)
+    let l1 = L1Entry(
+      rawValue: try l1Slice.word(
+        geometry.l1Index(of: guest), ofTableAt: tables.l1TableOffset,
+        entryCount: tables.l1EntryCount, reader))
+    let l2 = L2Entry(
+      rawValue: try l2Slice.word(
+        geometry.l2Index(of: guest), ofTableAt: l1.tableOffset.byteOffset,
+        entryCount: geometry.l2EntryCount, reader))
+    return l2.compressedRange(in: geometry)
+  }
+
   private mutating func clusterRun(
     _ index: Int, _ table: UInt64, _ tables: MappingTables
   ) throws(ImageFault) -> LayerRun {
