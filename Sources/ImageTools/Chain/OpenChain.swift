@@ -5,6 +5,7 @@
 // reference counts of a dirty image that is opened for writing.
 
 import BlockTypes
+import Compression
 import LinuxIO
 import Qcow2
 
@@ -114,6 +115,7 @@ public enum OpenChain {
       if options.requiresSupport {
         do throws(ImageError) {
           try header.requireSupported(forWriting: access == .readWrite)
+          try ClusterCodec(rawValue: header.compressionType)?.load()
         } catch {
           throw ImageFault(storage.path, error)
         }

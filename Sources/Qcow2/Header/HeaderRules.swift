@@ -93,9 +93,8 @@ extension Header {
     if incompatibleFeatures.contains(.externalDataFile) {
       throw ImageError(.unsupported, unsupported("an external data file"))
     }
-    if compressionType != 0 {
-      let name = compressionType == 1 ? "zstd" : "type \(compressionType)"
-      throw ImageError(.unsupported, unsupported("\(name) compression"))
+    if compressionType > Self.compressionTypeMax {
+      throw ImageError(.unsupported, unsupported("compression of type \(compressionType)"))
     }
     if forWriting { try requireWritable() }
   }
