@@ -77,7 +77,7 @@ enum ComparedImages {
       "truncate -s 1000448 base", "qemu-io -f raw -c write_64k_64k base",
       "qemu-img create -q -f qcow2 -o extended_l2=on -b base -F raw middle 2M",
       "qemu-io -c write_70k_3k -c write_-z_80k_5k -c write_980k_30k middle",
-      "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=2M -b middle -F qcow2 image 3M",
+      "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=32k -b middle -F qcow2 image 3M",
       "qemu-io -c write_516k_4k -c write_-z_600k_20k -c write_2500k_1k image",
     ],
     [
