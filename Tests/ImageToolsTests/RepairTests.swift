@@ -78,7 +78,7 @@ import Testing
     #expect(try bench.word("image.qcow2", at: 88) == 0)
   }
 
-  @Test func `stay when only counts are repaired, and what is known of the disk with them`() throws {
+  @Test func `of the disk stay when only counts are repaired`() throws {
     let bench = try Workbench()
     try bench.make([
       "qemu-img create -q -f qcow2 image.qcow2 10M", "qemu-img bitmap --add image.qcow2 b",

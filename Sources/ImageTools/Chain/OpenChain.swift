@@ -5,6 +5,7 @@
 // reference counts of a dirty image that is opened for writing.
 
 import BlockTypes
+import Compression
 import LinuxIO
 import Qcow2
 
@@ -118,6 +119,7 @@ public enum OpenChain {
       do throws(ImageError) {
         if options.requiresSupport {
           try header.requireSupported(forWriting: access == .readWrite)
+          try ClusterCodec(rawValue: header.compressionType)?.load()
         } else if access == .readWrite {
           try header.requireKnownFeatures()
         }

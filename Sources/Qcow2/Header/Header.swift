@@ -48,6 +48,8 @@ public struct Header: Sendable, Hashable {
   public static let prefixByteCount = 72
 
   public static let backingFileByteCountMax = 1023
+  /// The compressions that this program knows: 0 zlib, 1 zstd.
+  public static let compressionTypeMax: UInt8 = 1
   public static let l1TableByteCountMax = 32 << 20
   public static let refcountTableByteCountMax = 8 << 20
   public static let snapshotCountMax = 65_536

@@ -93,9 +93,8 @@ extension Header {
       throw ImageError(
         .unsupported, unsupported("extended L2 entries (subclusters)"))
     }
-    if compressionType != 0 {
-      let name = compressionType == 1 ? "zstd" : "type \(compressionType)"
-      throw ImageError(.unsupported, unsupported("\(name) compression"))
+    if compressionType > Self.compressionTypeMax {
+      throw ImageError(.unsupported, unsupported("compression of type \(compressionType)"))
     }
     if forWriting { try requireWritable() }
   }
