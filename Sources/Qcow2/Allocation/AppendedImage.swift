@@ -138,7 +138,17 @@ public struct AppendedImage: Sendable {
       try finishL2()
       l2 = (l1Index, [UInt8](repeating: 0, count: Int(geometry.clusterByteCount)))
     }
-    l2?.bytes.putBigEndian(entry.rawValue, at: Int(cluster % perTable) * 8)
+    let place = Int(cluster % perTable) * geometry.l2EntryByteCount
+    guard geometry.hasSubclusters else {
+      l2?.bytes.putBigEndian(entry.rawValue, at: place)
+      return
+    }
+    // Clusters are written whole. The zero flag of an entry is reserved here: the bitmap has it.
+    let isZero = entry == .zeroPlain
+    let bitmap: SubclusterBitmap =
+      isZero ? .allZero : entry.isCompressed ? .none : SubclusterBitmap(allocated: .max, zero: 0)
+    l2?.bytes.putBigEndian(isZero ? 0 : entry.rawValue, at: place)
+    l2?.bytes.putBigEndian(bitmap.rawValue, at: place + 8)
   }
 
   /// Places the L2 table that was filled.
@@ -232,6 +242,8 @@ public struct AppendedImage: Sendable {
 }
 
 extension L2Entry {
+  fileprivate var isCompressed: Bool { rawValue & L2Entry.compressedFlag != 0 }
+
   /// The entry of a cluster whose `byteCount` compressed bytes lie at `offset`.
   fileprivate init(packed byteCount: Int, at offset: UInt64, in geometry: ClusterGeometry) {
     let offsetBits = UInt64(62 - (geometry.clusterBits - 8))
