@@ -27,9 +27,17 @@ protocol BlockTable: Sendable {
   mutating func place<Source: ForeignSource>(
     of index: UInt64, in source: Source
   ) throws(Source.Failure) -> BlockPlace
+  /// Blocks from `index` on, which is absent, that are absent for the same reason; at least 1.
+  mutating func absentCount<Source: ForeignSource>(
+    from index: UInt64, in source: Source
+  ) throws(Source.Failure) -> UInt64
 }
 
 extension BlockTable {
+  func absentCount<Source: ForeignSource>(
+    from index: UInt64, in source: Source
+  ) throws(Source.Failure) -> UInt64 { 1 }
+
   var isPreallocated: Bool { false }
   var packedStrideByteCount: UInt64? { nil }
 }
@@ -40,7 +48,7 @@ struct BlockMap<Table: BlockTable>: Sendable {
   private var claims: BlockClaims
 
   /// Blocks that are looked at for one answer.
-  private static var runBlockCountMax: UInt64 { 4096 }
+  private static var runBlockCountMax: Int { 4096 }
 
   init(_ table: Table) {
     self.table = table
@@ -64,9 +72,18 @@ struct BlockMap<Table: BlockTable>: Sendable {
         byteCount: min(byteCount, limit),
         content: .packed(PackedUnit(file: file, stored: stored, wrapping: wrapping, unit: unit)))
     }
-    let lastIndex = min((table.byteCount - 1) / size, index + Self.runBlockCountMax)
-    while byteCount < limit && index < lastIndex {
+    let lastIndex = (table.byteCount - 1) / size
+    var count = 1
+    while byteCount < limit && count < Self.runBlockCountMax {
+      if first == .absent {
+        // Whole tables of large empty disks are passed over in one step.
+        let skipped = min(try table.absentCount(from: index, in: source) - 1, lastIndex - index)
+        index += skipped
+        byteCount += skipped * size
+      }
+      guard byteCount < limit, index < lastIndex else { break }
       index += 1
+      count += 1
       let next = try place(of: index, in: source)
       guard next == first.advanced(by: byteCount + inBlock) else { break }
       byteCount += size

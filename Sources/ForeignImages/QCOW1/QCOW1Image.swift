@@ -74,4 +74,12 @@ struct QCOW1Image: BlockTable {
     return .packed(
       ByteRange(start: offset, end: min(offset + byteCount, source.byteCount)), .deflate)
   }
+
+  mutating func absentCount<Source: ForeignSource>(
+    from index: UInt64, in source: Source
+  ) throws(Source.Failure) -> UInt64 {
+    let table = try l1Slice.entry(
+      index / l2EntryCount, ofTableAt: l1TableOffset, count: l1EntryCount, in: source)
+    return table == 0 ? l2EntryCount - index % l2EntryCount : 1
+  }
 }

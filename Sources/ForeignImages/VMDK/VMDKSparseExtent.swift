@@ -82,6 +82,15 @@ struct VMDKSparseExtent: BlockTable {
     return .packed(try packed(index, at: offset, in: source), .zlib)
   }
 
+  mutating func absentCount<Source: ForeignSource>(
+    from index: UInt64, in source: Source
+  ) throws(Source.Failure) -> UInt64 {
+    let count = header.tableEntryCount
+    let tableSector = try directory.entry(
+      index / count, ofTableAt: header.directoryOffset, count: directoryEntryCount, in: source)
+    return tableSector == 0 ? count - index % count : 1
+  }
+
   private func packed<Source: ForeignSource>(
     _ index: UInt64, at offset: UInt64, in source: Source
   ) throws(Source.Failure) -> ByteRange {

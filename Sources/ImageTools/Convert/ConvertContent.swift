@@ -38,6 +38,13 @@ struct ConvertContent {
       } catch {
         throw ImageFault(path, error)
       }
+      guard header.encryptionMethod == 0,
+        header.incompatibleFeatures.isSubset(of: [.compressionType, .extendedL2])
+      else {
+        throw ImageFault(
+          path, "a conversion does not make images with these options",
+          wayOut: "leave them out, or use qemu-img convert", kind: .unsupported)
+      }
       gridByteCount = max(header.geometry.clusterByteCount, Self.rawGridByteCount)
       cutter = ConvertCutter(
         cellByteCount: Int(header.geometry.clusterByteCount), isSparse: isSparse,

@@ -4,10 +4,8 @@
 // run where the bytes are; whoever reads them does so by the run. Opens, locks and reads files.
 
 import BlockTypes
-import Compression
 import ForeignImages
 import LinuxIO
-import Qcow2
 
 /// A source of bytes, from the start of its disk to the end.
 struct SourceDisk {
@@ -66,52 +64,6 @@ struct SourceDisk {
     var identities: [LayerStorage.Identity] = []
     for file in files { identities.append(try file.identity()) }
     return identities
-  }
-}
-
-/// A backing chain, read offline.
-struct ChainReader {
-  let layers: [OpenedLayer]
-  private var maps: [LayerMap] = []
-
-  init(_ layers: [OpenedLayer]) throws(ImageFault) {
-    self.layers = layers
-    for layer in layers {
-      maps.append(try LayerMap(layer))
-      guard let header = layer.header else { continue }
-      do throws(ImageError) {
-        try ClusterCodec(rawValue: header.compressionType)?.load()
-      } catch {
-        throw ImageFault(layer.path, error)
-      }
-    }
-  }
-
-  mutating func run(
-    at offset: UInt64, byteCountMax: UInt64
-  ) throws(ImageFault) -> SourceRun {
-    let found = try Map.resolve(at: offset, end: offset + byteCountMax, &maps)
-    if found.isZero || !found.isData {
-      return SourceRun(byteCount: found.byteCount, content: .zero)
-    }
-    let layer = layers[found.depth]
-    if let place = found.hostOffset {
-      // As QEMU reads a file that was cut: the format has no rule for it.
-      return SourceRun(
-        byteCount: found.byteCount, content: .stored(layer.storage, place, endsInZeroes: true))
-    }
-    guard let header = layer.header, let codec = ClusterCodec(rawValue: header.compressionType)
-    else {
-      preconditionFailure("a compressed cluster in a layer without a codec")
-    }
-    let stored = try maps[found.depth].compressedRange(at: offset)
-    let size = header.geometry.clusterByteCount
-    let start = offset.alignedDown(to: size)
-    let unit = SourceUnit(
-      file: layer.storage, stored: stored, wrapping: .cluster(codec),
-      unit: ByteRange(start: start, end: start + size))
-    return SourceRun(
-      byteCount: min(found.byteCount, start + size - offset), content: .packed(unit))
   }
 }
 
