@@ -136,10 +136,11 @@ struct LayerMap {
     case .zeroPlain: run.isZero = true
     case .zeroAllocated:
       run.isZero = true
-      run.hostOffset = entry.hostOffset.byteOffset
+      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset
     case .normal:
       run.isData = true
-      run.hostOffset = entry.hostOffset.byteOffset
+      // What lies there is not what the disk holds.
+      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset
     case .compressed: run.isData = true
     case .invalid:
       throw ImageFault(
@@ -157,11 +158,13 @@ private struct MappingTables {
   let version: Int
   let l1TableOffset: UInt64
   let l1EntryCount: Int
+  let isEncrypted: Bool
 
   init(_ header: Header) {
     geometry = header.geometry
     version = header.version
     l1TableOffset = header.l1TableOffset.byteOffset
     l1EntryCount = header.l1EntryCount
+    isEncrypted = header.encryptionMethod != 0
   }
 }
