@@ -36,6 +36,11 @@ public struct ConvertOptions: Sendable {
         path, "the size of a conversion is that of its source",
         wayOut: "leave size out, and resize afterwards", kind: .refused)
     }
+    if create.encryption.isWanted {
+      throw ImageFault(
+        path, "a conversion does not make encrypted images", wayOut: "use qemu-img convert",
+        kind: .unsupported)
+    }
     if targetFormat == .raw && create.backingFile != nil {
       throw ImageFault(
         path, "a raw image has no backing file", wayOut: "use -O qcow2", kind: .refused)
