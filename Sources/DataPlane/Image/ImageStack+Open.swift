@@ -12,9 +12,10 @@ import Qcow2
 extension ImageStack {
   /// Prepares the chain of `plan`, whose files are open and locked.
   ///
+  /// - Parameter pool: who does what blocks; nil makes a pool with threads.
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
   ///   engine, `BitmapFault` when a bitmap cannot be made.
-  init(_ plan: ExportPlan, slotCount: Int) throws {
+  init(_ plan: ExportPlan, slotCount: Int, pool: BlockingPool? = nil) throws {
     // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
     let allocator = try Allocator(plan)
@@ -32,7 +33,7 @@ extension ImageStack {
           layer.storage, direct: direct != nil, byteCount: try layer.storage.file.byteCount())
       }
     }
-    let pool = try BlockingPool(threadCount: 2)
+    let pool = try pool ?? BlockingPool(threadCount: 2)
     var buffers = BufferPool()
     guard let zeroes = buffers.acquire(byteCount: ImageStack.largestCluster(plan)) else {
       throw SystemError(errno: ENOMEM, call: "mmap")
@@ -60,6 +61,9 @@ extension ImageStack {
       requests.slots[work].stage = .releasing
     }
   }
+
+  /// Gives all memory for payloads and tables back, of a chain that nobody uses again.
+  mutating func unmapAll() { buffers.unmapAll() }
 
   /// What writes to the active layer are multiples of in any case: the blocks of a remote storage.
   /// Reads of remote backing files need no alignment (`RemoteStorage`).
