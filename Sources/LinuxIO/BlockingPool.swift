@@ -32,12 +32,17 @@ public final class BlockingPool: Sendable {
   /// Becomes readable when completions wait.
   public var eventDescriptor: Int32 { completionCount.descriptor }
 
-  /// Starts `threadCount` threads, which live as long as the process. With none, what is queued is
-  /// done when `doWork` says so, on the thread of its caller.
-  public init(threadCount: Int) throws(SystemError) {
-    precondition((0...64).contains(threadCount), "a pool has up to 64 threads")
+  /// A pool without threads: what is queued is done when `doWork` says so, on the thread of its
+  /// caller.
+  public init() throws(SystemError) {
     workCount = try EventCounter(.semaphore)
     completionCount = try EventCounter(.polled)
+  }
+
+  /// Starts `threadCount` threads, which live as long as the process.
+  public convenience init(threadCount: Int) throws(SystemError) {
+    precondition((1...64).contains(threadCount), "a pool has 1 to 64 threads")
+    try self.init()
     for _ in 0..<threadCount { try startThread() }
   }
 

@@ -20,14 +20,14 @@ private final class Bench {
     machine = try SimulatedMachine(Scenario(), seed: 1)
     image = try Session.open(
       machine, path: "disk", access: .readWrite, cacheByteCount: 0,
-      pool: BlockingPool(threadCount: 0))
+      pool: BlockingPool())
     machine.disk.isInstant = false
   }
 
   deinit { image.unmapAll() }
 
   var l1TableOffset: UInt64 { image.layers[0].l1TableOffset }
-  var l2TableOffset: UInt64 { L1EntryOffset(image.layers[0].l1[0]) }
+  var l2TableOffset: UInt64 { tableOffset(image.layers[0].l1[0]) }
 
   func write(_ cluster: UInt64) throws -> BlockErrno {
     let range = ByteRange(start: cluster * 4096, end: (cluster + 1) * 4096)
@@ -58,7 +58,7 @@ private final class Bench {
   }
 }
 
-private func L1EntryOffset(_ word: UInt64) -> UInt64 { word & 0x00ff_ffff_ffff_fe00 }
+private func tableOffset(_ word: UInt64) -> UInt64 { word & 0x00ff_ffff_ffff_fe00 }
 
 @Suite struct `A flush that failed at its last step` {
   @Test func `has its tables written behind the counts by the next one`() throws {

@@ -35,7 +35,7 @@ struct GuestModel {
   private var nextVersion: UInt32 = 2
   /// Counts what can change the rules of a cut.
   private(set) var epoch = 0
-  /// Sizes that the disk may have after a cut: the last one that is sure, and those asked for since.
+  /// Sizes that the disk may have after a cut: the last sure one, and those asked for since.
   private(set) var byteCounts: [UInt64]
 
   init(byteCount: UInt64) { byteCounts = [byteCount] }
@@ -133,7 +133,8 @@ extension GuestModel {
       let raw = UnsafeMutableRawBufferPointer(buffer)
       for at in stride(from: 0, to: Int(range.byteCount), by: 8) {
         let unit = (range.start + UInt64(at)) / unitByteCount
-        raw.storeBytes(of: UInt64(version) << 32 | (unit & 0xffff_ffff), toByteOffset: at, as: UInt64.self)
+        raw.storeBytes(
+          of: UInt64(version) << 32 | (unit & 0xffff_ffff), toByteOffset: at, as: UInt64.self)
       }
       count = Int(range.byteCount)
     }
@@ -160,7 +161,7 @@ extension GuestModel {
           let word = raw.loadUnaligned(fromByteOffset: at, as: UInt64.self)
           let held =
             version.map { "version \($0)" }
-            ?? "what looks like version \(word >> 32) of byte \((word & 0xffff_ffff) * unitByteCount)"
+            ?? "what looks like version \(word >> 32) of unit \(word & 0xffff_ffff)"
           return "byte \(place) holds \(held), allowed are \(rule.versions)"
         }
       }

@@ -64,7 +64,8 @@ struct Scenario {
     self.options = options
     base = random.pick(Base.allCases)
     let clusters = UInt64(random.pick([40, 100, 200, 400]))
-    diskByteCount = min(clusters * clusterByteCount, 1 << 20)
+    diskByteCount =
+      min(clusters * clusterByteCount, 1 << 20)
       - (random.chance(30) ? 512 : 0)
     baseByteCount = (diskByteCount * UInt64(random.pick([3, 4, 5])) / 4).alignedDown(to: 512)
     blockByteCount = random.pick(clusterBits < 12 ? [1, 512] : [1, 512, 4096])

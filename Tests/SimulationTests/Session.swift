@@ -45,7 +45,7 @@ final class Session {
     self.machine = machine
     self.model = model
     random = SeededRandom(seed: seed)
-    pool = try BlockingPool(threadCount: 0)
+    pool = try BlockingPool()
     image = try Session.open(
       machine, path: "disk", access: .readWrite, cacheByteCount: scenario.cacheByteCount,
       pool: pool)
@@ -337,7 +337,9 @@ final class Session {
     let hot = min(size, scenario.clusterByteCount * 8)
     let area = random.chance(70) ? hot : size
     let start = UInt64(random.below(Int(area / unit))) * unit
-    let longest = random.pick([unit, 2048, scenario.clusterByteCount, scenario.clusterByteCount * 4])
+    let longest = random.pick([
+      unit, 2048, scenario.clusterByteCount, scenario.clusterByteCount * 4,
+    ])
     let length = UInt64(1 + random.below(max(Int(longest / unit), 1))) * unit
     return ByteRange(start: start, end: min(start + length, size))
   }
@@ -386,6 +388,8 @@ final class Session {
 
 // Several of its parts are changed at once, which only a method may do.
 extension ImageStack {
-  fileprivate mutating func wakeAllDeferred() { ready.append(contentsOf: &deferred, &requests.slots) }
+  fileprivate mutating func wakeAllDeferred() {
+    ready.append(contentsOf: &deferred, &requests.slots)
+  }
   fileprivate mutating func takeOneFinished() -> Int? { finished.popFirst(&requests.slots) }
 }

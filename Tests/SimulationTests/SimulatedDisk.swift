@@ -194,7 +194,8 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
       let sectors = ByteRange(start: offset, end: end)
         .roundedOut(to: DiskContents.sectorByteCount)
       let whole = sectors == ByteRange(start: offset, end: end) ? bytes : contents.read(sectors)
-      append(.write(offset: sectors.start, bytes: whole, end: end), isDurable && lie != .ignoresFlushes)
+      append(
+        .write(offset: sectors.start, bytes: whole, end: end), isDurable && lie != .ignoresFlushes)
     case .trim(let range), .zero(let range, _, _):
       contents.zero(range)
       append(.zero(range), false)

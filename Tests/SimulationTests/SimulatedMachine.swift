@@ -90,7 +90,7 @@ struct SimulatedMachine: RemoteOpener {
 
   private func fill(_ name: String, _ ranges: ArraySlice<ByteRange>) throws {
     var image = try Session.open(
-      self, path: name, access: .readWrite, cacheByteCount: 0, pool: BlockingPool(threadCount: 0))
+      self, path: name, access: .readWrite, cacheByteCount: 0, pool: BlockingPool())
     for range in ranges {
       try Session.finish(&image, .write, range, GuestModel.bytes(range, version: 1))
     }

@@ -73,7 +73,9 @@ final class Simulation {
       for range in SimulatedMachine.baseData(scenario) {
         // A larger base never shows, not even when the disk grows.
         let end = min(range.end, scenario.diskByteCount)
-        if range.start < end { model.addInitial(ByteRange(start: range.start, end: end), version: 1) }
+        if range.start < end {
+          model.addInitial(ByteRange(start: range.start, end: end), version: 1)
+        }
       }
     }
     machine.disk.lie = lie
@@ -144,7 +146,7 @@ final class Simulation {
     }
     var image = try Session.open(
       machine, path: "disk", access: .readWrite, cacheByteCount: 0,
-      pool: BlockingPool(threadCount: 0))
+      pool: BlockingPool())
     defer { image.unmapAll() }
     if !isChecked {
       let (faults, _) = try machine.check()
