@@ -41,6 +41,12 @@ struct ExportOptions: ParsableArguments {
       valueName: "name[:granularity]"))
   var bitmap: [String] = []
 
+  @Option(
+    help: ArgumentHelp(
+      "Let images name this data file, which is not in their folder; may be repeated.",
+      valueName: "path"))
+  var allowDataFile: [String] = []
+
   @Flag(help: "Let clients make the disk larger (NBD_CMD_RESIZE).")
   var clientResize = false
 
@@ -135,6 +141,8 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
+    config.allowedDataFiles =
+      allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
     config.clientsMayResize = clientResize || common?.clientResize == true
     let bitmaps = bitmap.isEmpty ? common?.bitmap ?? [] : bitmap
     config.bitmaps = try bitmaps.map(ExportOptions.bitmapConfig)

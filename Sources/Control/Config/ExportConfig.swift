@@ -28,6 +28,8 @@ public struct ExportConfig: Sendable {
   public var access: AccessConfig
   /// Which servers the image's backing files may be kept by.
   public var remote = RemotePolicy()
+  /// Data files that images may name besides those in their own folders.
+  public var allowedDataFiles: [String] = []
   /// Clients may make the disk larger.
   public var clientsMayResize = false
   /// The dirty bitmaps to begin with.

@@ -74,7 +74,9 @@ extension ImageStack {
   // MARK: Taking clusters
 
   mutating func allocate(_ index: Int) -> Progress {
-    if !requests.slots[index].allocation.reusesHost {
+    if layers[0].hasDataFile {
+      requests.slots[index].allocation.host = requests.slots[index].allocation.guestStart
+    } else if !requests.slots[index].allocation.reusesHost {
       switch takeClusters(index, requests.slots[index].allocation.clusterCount) {
       case .waits: return .waits
       case .failed(let error): return fail(index, error)
@@ -120,7 +122,7 @@ extension ImageStack {
         Int(written.end - payload.end))
     }
     disks.queueWrite(
-      file: layers[0].file,
+      file: layers[0].dataFile,
       at: slot.allocation.host + (written.start - slot.allocation.guestStart), from: pieces,
       isDurable: false, tag: IOTag(.clusterWrite, index).rawValue)
     requests.slots[index].clusterWriteCount += 1
@@ -167,11 +169,11 @@ extension ImageStack {
       let host = HostOffset(
         byteOffset: allocation.host + UInt64(number) * geometry.clusterByteCount)
       if !allocation.reusesHost { freeHost(of: old) }
-      let new = isZero ? L2Entry(zeroAllocatedAt: host) : L2Entry(normalAt: host)
+      let new = isZero ? zeroEntry(index, host) : L2Entry(normalAt: host)
       buffer.storeBigEndian64(new.rawValue, at: at)
       updateIndex(
         allocation.guestStart + UInt64(number) * geometry.clusterByteCount,
-        isZero ? .zeroAllocated : .data, host: isZero ? 0 : host.byteOffset)
+        isZero ? zeroKind(index) : .data, host: isZero ? 0 : host.byteOffset)
     }
     cache.markDirty(page)
     return .more
@@ -195,7 +197,7 @@ extension ImageStack {
   mutating func abandonAllocation(_ index: Int) {
     guard requests.slots[index].allocationPosition >= 0 else { return }
     let allocation = requests.slots[index].allocation
-    if !allocation.reusesHost, allocation.host != 0 {
+    if !allocation.reusesHost, allocation.host != 0, !layers[0].hasDataFile {
       let bits = UInt64(layers[0].geometry.clusterBits)
       // Writes that joined may still be on their way to the clusters.
       releases.addUnmapped(

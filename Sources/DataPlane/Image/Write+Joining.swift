@@ -49,7 +49,7 @@ extension ImageStack {
       requests.slots[index].buffer, Int(part.start - requests.slots[index].bufferStart),
       Int(part.byteCount))
     disks.queueWrite(
-      file: layers[0].file, at: allocation.host + (part.start - allocation.guestStart),
+      file: layers[0].dataFile, at: allocation.host + (part.start - allocation.guestStart),
       from: [piece, .none, .none], isDurable: false, tag: IOTag(.write, index).rawValue)
     requests.slots[index].writeCount += 1
   }
@@ -75,6 +75,11 @@ extension ImageStack {
     var written = ByteRange(
       start: isFresh && allocation.headIsZero ? payload.start : run.start,
       end: isFresh && allocation.tailIsZero ? payload.end : run.end)
+    // A data file ends where the disk does.
+    if layers[0].hasDataFile {
+      written = ByteRange(
+        start: written.start, end: min(written.end, layers[0].diskByteCount))
+    }
     if !allocation.joiners.isEmpty {
       written = chooseJoiners(index, payload, written)
       guard makeFill(index, payload, written) else { return false }

@@ -17,12 +17,17 @@ public struct LayerPlan {
   }
 
   public let storage: LayerFile
+  /// The external data file of a qcow2 image that has one.
+  public let dataStorage: LayerFile?
   public let format: Format
   /// Bytes of the disk that this layer describes; may differ from the export's size.
   public let diskByteCount: UInt64
 
-  public init(storage: LayerFile, format: Format, diskByteCount: UInt64) {
+  public init(
+    storage: LayerFile, dataStorage: LayerFile? = nil, format: Format, diskByteCount: UInt64
+  ) {
     self.storage = storage
+    self.dataStorage = dataStorage
     self.format = format
     self.diskByteCount = diskByteCount
   }

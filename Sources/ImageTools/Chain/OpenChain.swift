@@ -38,6 +38,8 @@ public enum OpenChain {
     public var rebuildsDirty: Bool
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
+    /// Data files that images may name besides those in their own folders.
+    public var allowedDataFiles: [String] = []
 
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
@@ -82,6 +84,10 @@ public enum OpenChain {
       }
       let layer = try describe(
         storage, source, access: layers.isEmpty ? access : .readOnly, options: options)
+      if let data = layer.dataStorage, !identities.insert(try data.identity()).inserted {
+        throw ImageFault(
+          layer.path, "its data file \(data.path) is an image of the same chain", kind: .corrupt)
+      }
       layers.append(layer)
       next = options.followsBackingFiles ? try LayerSource(below: layer, options: options) : nil
     }
@@ -120,17 +126,24 @@ public enum OpenChain {
           throw ImageFault(storage.path, error)
         }
       }
+      let dataStorage = try DataFile.open(of: storage, header, access: access, options: options)
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
+        do throws(ImageError) {
+          try header.requireCheckable()
+        } catch {
+          throw ImageFault(storage.path, error)
+        }
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
-      if access == .readWrite && !header.autoclearFeatures.isEmpty {
-        // qcow2.rst, "autoclear_features": we keep up none of what these bits promise, so they go
-        // before the first write. Valid bitmaps were refused above.
-        header.autoclearFeatures = []
+      let keptFeatures = header.autoclearFeatures.intersection(.rawExternalData)
+      if access == .readWrite && header.autoclearFeatures != keptFeatures {
+        // qcow2.rst, "autoclear_features": but for raw external data we keep up none of what these
+        // bits promise, so they go before the first write. Valid bitmaps were refused above.
+        header.autoclearFeatures = keptFeatures
         try storage.writeMutableFields(of: header)
         try storage.synchronize()
       }
-      return OpenedLayer(qcow2: storage, header: header)
+      return OpenedLayer(qcow2: storage, dataStorage: dataStorage, header: header)
     }
   }
 

@@ -9,6 +9,8 @@ import Qcow2
 /// One image of a backing chain: opened, locked, its header decoded.
 public struct OpenedLayer: Sendable {
   public let storage: LayerFile
+  /// The external data file; nil when the image holds its data itself, or was only looked at.
+  public let dataStorage: LayerFile?
   public let format: ImageFormat
   /// nil for a raw image.
   public let header: Header?
@@ -27,6 +29,7 @@ public struct OpenedLayer: Sendable {
   /// Describes a raw image.
   init(raw storage: LayerFile) throws(ImageFault) {
     self.storage = storage
+    self.dataStorage = nil
     self.format = .raw
     self.header = nil
     self.exactDiskByteCount = try storage.byteCount()
@@ -34,8 +37,9 @@ public struct OpenedLayer: Sendable {
   }
 
   /// Describes a qcow2 image with a header that was decoded from this file.
-  init(qcow2 storage: LayerFile, header: Header) {
+  init(qcow2 storage: LayerFile, dataStorage: LayerFile? = nil, header: Header) {
     self.storage = storage
+    self.dataStorage = dataStorage
     self.format = .qcow2
     self.header = header
     self.diskByteCount = header.diskByteCount

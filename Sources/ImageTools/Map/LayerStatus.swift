@@ -35,12 +35,12 @@ struct LayerMap {
   private let mayHaveHoles: Bool
 
   init(_ layer: OpenedLayer) throws(ImageFault) {
-    self.path = layer.path
+    self.path = layer.dataStorage?.path ?? layer.path
     self.diskByteCount = layer.diskByteCount
     self.tables = layer.header.map(MappingTables.init)
     self.reader = try MetadataReader(layer.storage)
     self.tellsHoles = try layer.storage.tellsHoles()
-    if let header = layer.header {
+    if let header = layer.header, layer.dataStorage == nil {
       self.mayHaveHoles = try PreallocationProbe(header: header, reader: reader).run()
     } else {
       self.mayHaveHoles = false
@@ -131,7 +131,9 @@ struct LayerMap {
       rawValue: try l2Slice.word(
         index, ofTableAt: table, entryCount: geometry.l2EntryCount, reader))
     var run = LayerRun.absent(geometry.clusterByteCount)
-    switch entry.kind(in: geometry, version: tables.version) {
+    switch entry.kind(
+      in: geometry, version: tables.version, hasDataFile: tables.hasDataFile)
+    {
     case .unallocated: return run
     case .zeroPlain: run.isZero = true
     case .zeroAllocated:
@@ -155,12 +157,14 @@ struct LayerMap {
 private struct MappingTables {
   let geometry: ClusterGeometry
   let version: Int
+  let hasDataFile: Bool
   let l1TableOffset: UInt64
   let l1EntryCount: Int
 
   init(_ header: Header) {
     geometry = header.geometry
     version = header.version
+    hasDataFile = header.incompatibleFeatures.contains(.externalDataFile)
     l1TableOffset = header.l1TableOffset.byteOffset
     l1EntryCount = header.l1EntryCount
   }

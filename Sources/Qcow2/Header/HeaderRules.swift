@@ -90,9 +90,7 @@ extension Header {
       throw ImageError(
         .unsupported, "the image is encrypted (\(name)), which is not supported")
     }
-    if incompatibleFeatures.contains(.externalDataFile) {
-      throw ImageError(.unsupported, unsupported("an external data file"))
-    }
+    try requireUsableDataFile(forWriting: forWriting)
     if incompatibleFeatures.contains(.extendedL2) {
       throw ImageError(
         .unsupported, unsupported("extended L2 entries (subclusters)"))
@@ -103,8 +101,29 @@ extension Header {
     if forWriting { try requireWritable() }
   }
 
+  /// Checks what must hold for an image that keeps its data in another file.
+  private func requireUsableDataFile(forWriting: Bool) throws(ImageError) {
+    guard incompatibleFeatures.contains(.externalDataFile) else { return }
+    guard let name = externalDataFile, !name.isEmpty, !name.utf8.contains(0) else {
+      throw ImageError(
+        .corrupt, "the image keeps its data in an external data file, and no name is recorded")
+    }
+    // qcow2.rst, "autoclear_features": a raw data file shows the whole disk by itself.
+    guard backingFile == nil || !autoclearFeatures.contains(.rawExternalData) else {
+      throw ImageError(.corrupt, "the image has raw external data and a backing file")
+    }
+    // A cluster of the data file has one place only, so nothing in it can be shared.
+    guard snapshotCount == 0 || !forWriting else {
+      throw ImageError(
+        .unsupported, "the image has an external data file and internal snapshots")
+    }
+  }
+
   /// Refuses an image whose references the checker cannot follow.
   public func requireCheckable() throws(ImageError) {
+    if incompatibleFeatures.contains(.externalDataFile) {
+      throw ImageError(.unsupported, "the image uses an external data file, which is not checked")
+    }
     // Neither the compression nor a mark in the header changes who references what.
     var plain = self
     plain.compressionType = 0
