@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Names of files in folders: removing and renaming one, making a new one durable, and where one
-// leads. Source: unlink(2), rename(2), realpath(3), fsync(2) ("ensuring that the entry in the directory has also
-// reached disk"). Blocks.
+// leads. Source: unlink(2), rename(2), realpath(3), fsync(2) ("ensuring that the entry in the
+// directory has also reached disk"). Blocks.
 
 import CLinux
 import Glibc

@@ -36,6 +36,9 @@ public enum OpenChain {
     public var requiresSupport: Bool
     /// Off for `check`, which looks at a dirty image as it is.
     public var rebuildsDirty: Bool
+    /// Off for verbs that change tables but no byte of the disk: what autoclear bits that we know
+    /// say of the disk stays true.
+    public var changesDisk: Bool
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
     /// Data files that images may name besides those in their own folders.
@@ -43,7 +46,7 @@ public enum OpenChain {
 
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
-      requiresSupport: Bool = true, rebuildsDirty: Bool = true,
+      requiresSupport: Bool = true, rebuildsDirty: Bool = true, changesDisk: Bool = true,
       remote: (any RemoteOpener)? = nil
     ) {
       self.remote = remote
@@ -52,6 +55,7 @@ public enum OpenChain {
       self.followsBackingFiles = followsBackingFiles
       self.requiresSupport = requiresSupport
       self.rebuildsDirty = rebuildsDirty
+      self.changesDisk = changesDisk
     }
   }
 
@@ -118,13 +122,15 @@ public enum OpenChain {
       return try OpenedLayer(raw: storage)
     case .qcow2:
       var header = try OpenedLayer.readHeader(of: storage)
-      if options.requiresSupport {
-        do throws(ImageError) {
+      do throws(ImageError) {
+        if options.requiresSupport {
           try header.requireSupported(forWriting: access == .readWrite)
           try ClusterCodec(rawValue: header.compressionType)?.load()
-        } catch {
-          throw ImageFault(storage.path, error)
+        } else if access == .readWrite {
+          try header.requireKnownFeatures()
         }
+      } catch {
+        throw ImageFault(storage.path, error)
       }
       let dataStorage = try DataFile.open(of: storage, header, access: access, options: options)
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
@@ -135,13 +141,13 @@ public enum OpenChain {
         }
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
-      let keptFeatures = header.autoclearFeatures.intersection(.rawExternalData)
-      if access == .readWrite && header.autoclearFeatures != keptFeatures {
-        // qcow2.rst, "autoclear_features": but for raw external data we keep up none of what these
-        // bits promise, so they go before the first write. Valid bitmaps were refused above.
-        header.autoclearFeatures = keptFeatures
-        try storage.writeMutableFields(of: header)
-        try storage.synchronize()
+      // qcow2.rst, "autoclear_features": what we do not keep up is cleared before the first write.
+      // Valid bitmaps were refused above by who changes the disk; raw external data is kept up.
+      let kept = header.autoclearFeatures.intersection(
+        options.changesDisk ? .rawExternalData : .known)
+      if access == .readWrite && header.autoclearFeatures != kept {
+        header.autoclearFeatures = kept
+        try storage.rewriteHeader(to: header)
       }
       return OpenedLayer(qcow2: storage, dataStorage: dataStorage, header: header)
     }

@@ -56,14 +56,6 @@ public struct Header: Sendable, Hashable {
   /// Largest file offset that any structure may end at.
   public static let fileByteCountMax = UInt64(Int64.max)
 
-  /// Offsets of the fields that change while an image is in use.
-  public static let diskByteCountOffset = HostOffset(byteOffset: 24)
-  public static let l1EntryCountOffset = HostOffset(byteOffset: 36)
-  public static let l1TableFieldOffset = HostOffset(byteOffset: 40)
-  public static let refcountTableFieldOffset = HostOffset(byteOffset: 48)
-  public static let incompatibleFeaturesOffset = HostOffset(byteOffset: 72)
-  public static let autoclearFeaturesOffset = HostOffset(byteOffset: 88)
-
   /// A header of a new image without tables; the creator fills in their places.
   public init(version: Int, geometry: ClusterGeometry, diskByteCount: UInt64) {
     precondition(version == 2 || version == 3, "qcow2 has versions 2 and 3")
@@ -118,6 +110,17 @@ public struct Header: Sendable, Hashable {
   /// What the image itself calls its feature bits.
   public var featureNames: [FeatureName] {
     FeatureName.rows(decoding: content(of: HeaderExtension.featureNamesType) ?? [])
+  }
+
+  /// Puts `content` in the place of the extension of this type, or at the end; nil removes it.
+  public mutating func replaceExtension(_ type: UInt32, with content: [UInt8]?) {
+    let index = extensions.firstIndex { $0.type == type }
+    guard let content else {
+      if let index { extensions.remove(at: index) }
+      return
+    }
+    let new = HeaderExtension(type: type, content: content)
+    if let index { extensions[index] = new } else { extensions.append(new) }
   }
 
   private func content(of type: UInt32) -> [UInt8]? {

@@ -80,11 +80,7 @@ extension Header {
 
   /// Refuses, by name, an image that needs what this program does not do.
   public func requireSupported(forWriting: Bool) throws(ImageError) {
-    let unknown = incompatibleFeatures.subtracting(.known)
-    if !unknown.isEmpty {
-      throw ImageError(
-        .unsupported, "the image needs unknown features: \(names(of: unknown))")
-    }
+    try requireKnownFeatures()
     if encryptionMethod != 0 {
       let name = encryptionMethod == 1 ? "AES" : encryptionMethod == 2 ? "LUKS" : "unknown"
       throw ImageError(
@@ -112,10 +108,24 @@ extension Header {
     guard backingFile == nil || !autoclearFeatures.contains(.rawExternalData) else {
       throw ImageError(.corrupt, "the image has raw external data and a backing file")
     }
+    guard !incompatibleFeatures.contains(.extendedL2) else {
+      throw ImageError(
+        .unsupported, unsupported("an external data file together with extended L2 entries"))
+    }
     // A cluster of the data file has one place only, so nothing in it can be shared.
     guard snapshotCount == 0 || !forWriting else {
       throw ImageError(
         .unsupported, "the image has an external data file and internal snapshots")
+    }
+  }
+
+  /// Refuses, by name, an image with features that nobody told us of: not even its tables may be
+  /// touched.
+  public func requireKnownFeatures() throws(ImageError) {
+    let unknown = incompatibleFeatures.subtracting(.known)
+    guard unknown.isEmpty else {
+      throw ImageError(
+        .unsupported, "the image needs unknown features: \(names(of: unknown))")
     }
   }
 
