@@ -87,10 +87,6 @@ extension Header {
         .unsupported, "the image is encrypted (\(name)), which is not supported")
     }
     try requireUsableDataFile(forWriting: forWriting)
-    if incompatibleFeatures.contains(.extendedL2) {
-      throw ImageError(
-        .unsupported, unsupported("extended L2 entries (subclusters)"))
-    }
     if compressionType > Self.compressionTypeMax {
       throw ImageError(.unsupported, unsupported("compression of type \(compressionType)"))
     }
@@ -142,6 +138,11 @@ extension Header {
   }
 
   private func requireWritable() throws(ImageError) {
+    if incompatibleFeatures.contains(.extendedL2) {
+      throw ImageError(
+        .unsupported,
+        "writing images with extended L2 entries (subclusters) is not supported; open it read-only")
+    }
     if isMarkedCorrupt {
       throw ImageError(
         .corrupt,
