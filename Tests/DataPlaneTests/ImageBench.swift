@@ -90,7 +90,7 @@ final class ImageBench {
           LayerPlan(
             storage: layer.storage, dataStorage: layer.dataStorage,
             format: layer.header.map { .qcow2($0) } ?? .raw,
-            diskByteCount: layer.exactDiskByteCount)
+            diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
         }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
         metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0), slotCount: slotCount)
   }

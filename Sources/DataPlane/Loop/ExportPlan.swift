@@ -22,14 +22,18 @@ public struct LayerPlan {
   public let format: Format
   /// Bytes of the disk that this layer describes; may differ from the export's size.
   public let diskByteCount: UInt64
+  /// What encrypts the guest's data in this layer; nil: nothing does.
+  public let cipher: (any SectorCipher)?
 
   public init(
-    storage: LayerFile, dataStorage: LayerFile? = nil, format: Format, diskByteCount: UInt64
+    storage: LayerFile, dataStorage: LayerFile? = nil, format: Format, diskByteCount: UInt64,
+    cipher: (any SectorCipher)? = nil
   ) {
     self.storage = storage
     self.dataStorage = dataStorage
     self.format = format
     self.diskByteCount = diskByteCount
+    self.cipher = cipher
   }
 }
 
