@@ -139,7 +139,8 @@ public enum PlanCompiler {
 
   private static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
     LayerPlan(
-      storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
+      storage: layer.storage, dataStorage: layer.dataStorage,
+      format: layer.header.map { .qcow2($0) } ?? .raw,
       diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
   }
 

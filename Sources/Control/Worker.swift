@@ -118,6 +118,7 @@ public struct Worker {
   ) throws(ControlError) -> [OpenedLayer] {
     do throws(ImageFault) {
       var options = OpenChain.Options(detection: .topQcow2, remote: remote)
+      options.allowedDataFiles = export.allowedDataFiles
       let ring = try keys.ring(export.keys)
       options.keys = ring
       let layers = try OpenChain.open(

@@ -43,6 +43,12 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Let images name this data file, which is not in their folder; may be repeated.",
+      valueName: "path"))
+  var allowDataFile: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
       "File with the key of an encrypted image, or of the named one of its chain; may be repeated.",
       valueName: "[image=]path"))
   var keyFile: [String] = []
@@ -146,6 +152,8 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
+    config.allowedDataFiles =
+      allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
     config.clientsMayResize = clientResize || common?.clientResize == true
     config.keys = try keys()
     if config.keys.isEmpty, let common {

@@ -88,7 +88,8 @@ final class ImageBench {
         name: "", description: "", isReadOnly: isReadOnly,
         layers: layers.map { layer in
           LayerPlan(
-            storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
+            storage: layer.storage, dataStorage: layer.dataStorage,
+            format: layer.header.map { .qcow2($0) } ?? .raw,
             diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
         }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
         metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0), slotCount: slotCount)

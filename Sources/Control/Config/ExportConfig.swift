@@ -29,6 +29,8 @@ public struct ExportConfig: Sendable {
   public var access: AccessConfig
   /// Which servers the image's backing files may be kept by.
   public var remote = RemotePolicy()
+  /// Data files that images may name besides those in their own folders.
+  public var allowedDataFiles: [String] = []
   /// Clients may make the disk larger.
   public var clientsMayResize = false
   /// Where the keys of encrypted images are.

@@ -6,7 +6,8 @@
 // A flush takes a cut: it copies every changed table page at one instant and then writes the
 // copies in three steps, each made durable before the next.
 //
-//     1  refcount blocks, and L2 tables that no L1 entry on disk names yet   (with all data)
+//     1  refcount blocks, and L2 tables that no L1 entry on disk names yet   (with all data, also
+//        that in an external data file)
 //     2  the refcount table, where blocks were added
 //     3  L2 tables that the disk knows, and the L1 table
 //
@@ -212,19 +213,23 @@ extension ImageStack {
     guard flush.inFlightCount == 0 else { return }
     if flush.error != .none {
       endFlush()
-    } else if flush.nextCopy == count, disks.hasRoom {
+    } else if flush.nextCopy == count, disks.availableCount > 1 {
       disks.queueFlush(file: layers[0].file, tag: IOTag(.flushSync, 0).rawValue)
       flush.syncIsQueued = true
       flush.inFlightCount = 1
+      // What a later step names may lie in the data file.
+      guard layers[0].hasDataFile, flush.phase == .unreferenced else { return }
+      disks.queueFlush(file: layers[0].dataFile, tag: IOTag(.flushSync, 0).rawValue)
+      flush.inFlightCount = 2
     }
   }
 
   mutating func flushOperationDone(_ kind: IOTag.Kind, _ error: BlockErrno) {
     flush.inFlightCount -= 1
     if error != .none, flush.error == .none { flush.error = error }
-    guard kind == .flushSync else { return }
+    guard kind == .flushSync, flush.inFlightCount == 0 else { return }
     flush.syncIsQueued = false
-    if error != .none {
+    if flush.error != .none {
       endFlush()
       return
     }

@@ -249,7 +249,8 @@ extension ImageStack {
       if let page = cache.find(IndexGeometry.cacheLayer, pageStart) {
         var number = Int((at - pageStart) >> UInt64(index.unitBits))
         while at < pageEnd {
-          let entry = IndexEntry(kind, layer: 0, host: host == 0 ? 0 : host + (at - guestStart))
+          let entry = IndexEntry(
+            kind, layer: 0, host: kind == .data ? host + (at - guestStart) : 0)
           cache.pages[page].buffer.storeWord(entry.rawValue, at: number * 8)
           number += 1
           at += unit

@@ -47,7 +47,7 @@ extension ImageStack {
       switch resolve(scan.cursor, scan.end) {
       case .data(let layer, let host, let byteCount):
         disks.queueRead(
-          file: layers[layer].file, at: host,
+          file: layers[layer].dataFile, at: host,
           into: DiskQueue.Piece(
             scan.buffer, Int(scan.cursor - scan.bufferStart), Int(byteCount)),
           cipher: layers[layer].cipher,

@@ -76,6 +76,7 @@ struct ReleaseQueue {
 extension ImageStack {
   /// Gives up the host clusters of an L2 entry that was just replaced in memory.
   mutating func freeHost(of entry: L2Entry) {
+    if layers[0].hasDataFile { return }
     let geometry = layers[0].geometry
     let bits = UInt64(geometry.clusterBits)
     switch entry.kind(in: geometry, version: layers[0].version) {

@@ -176,6 +176,8 @@ extension ImageStack {
     guard !requests.changesUnderWay.contains(where: { $0.end == old }) else {
       return yield(index)
     }
+    let failure = growDataFile(from: old, to: resize.newByteCount)
+    if failure != .none { return fail(index, failure) }
     setDiskByteCount(resize.newByteCount)
     resize.step = .zeroing
     var end = old.alignedUp(to: layers[0].geometry.clusterByteCount)

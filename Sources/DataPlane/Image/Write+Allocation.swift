@@ -74,7 +74,9 @@ extension ImageStack {
   // MARK: Taking clusters
 
   mutating func allocate(_ index: Int) -> Progress {
-    if !requests.slots[index].allocation.reusesHost {
+    if layers[0].hasDataFile {
+      requests.slots[index].allocation.host = requests.slots[index].allocation.guestStart
+    } else if !requests.slots[index].allocation.reusesHost {
       switch takeClusters(index, requests.slots[index].allocation.clusterCount) {
       case .waits: return .waits
       case .failed(let error): return fail(index, error)
@@ -122,7 +124,7 @@ extension ImageStack {
     }
     guard
       disks.queueWrite(
-        file: layers[0].file,
+        file: layers[0].dataFile,
         at: slot.allocation.host + (written.start - slot.allocation.guestStart), from: pieces,
         isDurable: false, cipher: layers[0].cipher, tag: IOTag(.clusterWrite, index).rawValue)
     else { return fail(index, .noMemory) }
@@ -170,11 +172,11 @@ extension ImageStack {
       let host = HostOffset(
         byteOffset: allocation.host + UInt64(number) * geometry.clusterByteCount)
       if !allocation.reusesHost { freeHost(of: old) }
-      let new = isZero ? L2Entry(zeroAllocatedAt: host) : L2Entry(normalAt: host)
+      let new = isZero ? zeroEntry(index, host) : L2Entry(normalAt: host)
       buffer.storeBigEndian64(new.rawValue, at: at)
       updateIndex(
         allocation.guestStart + UInt64(number) * geometry.clusterByteCount,
-        isZero ? .zeroAllocated : .data, host: isZero ? 0 : host.byteOffset)
+        isZero ? zeroKind(index) : .data, host: isZero ? 0 : host.byteOffset)
     }
     cache.markDirty(page)
     return .more
@@ -198,7 +200,7 @@ extension ImageStack {
   mutating func abandonAllocation(_ index: Int) {
     guard requests.slots[index].allocationPosition >= 0 else { return }
     let allocation = requests.slots[index].allocation
-    if !allocation.reusesHost, allocation.host != 0 {
+    if !allocation.reusesHost, allocation.host != 0, !layers[0].hasDataFile {
       let bits = UInt64(layers[0].geometry.clusterBits)
       // Writes that joined may still be on their way to the clusters.
       releases.addUnmapped(

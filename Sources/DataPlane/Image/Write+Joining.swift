@@ -51,7 +51,7 @@ extension ImageStack {
       Int(part.byteCount))
     guard
       disks.queueWrite(
-        file: layers[0].file, at: allocation.host + (part.start - allocation.guestStart),
+        file: layers[0].dataFile, at: allocation.host + (part.start - allocation.guestStart),
         from: [piece, .none, .none], isDurable: false, cipher: layers[0].cipher,
         tag: IOTag(.write, index).rawValue)
     else { return false }
@@ -80,6 +80,11 @@ extension ImageStack {
     var written = ByteRange(
       start: isFresh && allocation.headIsZero ? payload.start : run.start,
       end: isFresh && allocation.tailIsZero ? payload.end : run.end)
+    // A data file ends where the disk does.
+    if layers[0].hasDataFile {
+      written = ByteRange(
+        start: written.start, end: min(written.end, layers[0].diskByteCount))
+    }
     if !allocation.joiners.isEmpty {
       written = chooseJoiners(index, payload, written)
       guard makeFill(index, payload, written) else { return false }

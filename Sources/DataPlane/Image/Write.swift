@@ -133,7 +133,7 @@ extension ImageStack {
       Int(byteCount))
     guard
       disks.queueWrite(
-        file: layers[0].file, at: host, from: [piece, .none, .none],
+        file: layers[0].dataFile, at: host, from: [piece, .none, .none],
         isDurable: isDurable && isSettled, cipher: layers[0].cipher,
         tag: IOTag(.write, index).rawValue)
     else { return false }
@@ -173,9 +173,7 @@ extension ImageStack {
     let buffer = cache.pages[page].buffer
     let clusterByteCount = geometry.clusterByteCount
     let inCluster = cursor & (clusterByteCount - 1)
-    let first = PlaceKind(
-      L2Entry(rawValue: buffer.loadBigEndian64(at: place.entryInPage * 8)), geometry,
-      version: layers[0].version)
+    let first = placeKind(buffer, place.entryInPage)
     let firstHost = L2Entry(rawValue: buffer.loadBigEndian64(at: place.entryInPage * 8))
       .hostOffset.byteOffset
     var count = 1
@@ -183,7 +181,7 @@ extension ImageStack {
     while covered < end - cursor, place.entryInPage + count < place.entriesPerPage {
       let entry = L2Entry(
         rawValue: buffer.loadBigEndian64(at: (place.entryInPage + count) * 8))
-      guard PlaceKind(entry, geometry, version: layers[0].version) == first else { break }
+      guard placeKind(buffer, place.entryInPage + count) == first else { break }
       if first != .unplaced,
         entry.hostOffset.byteOffset != firstHost + UInt64(count) * clusterByteCount
       {
@@ -191,6 +189,11 @@ extension ImageStack {
       }
       count += 1
       covered += clusterByteCount
+    }
+    if layers[0].hasDataFile, first == .inPlace || first == .preallocated,
+      firstHost != cursor - inCluster
+    {
+      return .damaged
     }
     switch first {
     case .inPlace:
@@ -203,6 +206,12 @@ extension ImageStack {
     case .preallocated: return .preallocated(host: firstHost, clusterCount: count)
     case .damaged: return .damaged
     }
+  }
+
+  private func placeKind(_ buffer: IOBuffer, _ entryIndex: Int) -> PlaceKind {
+    PlaceKind(
+      L2Entry(rawValue: buffer.loadBigEndian64(at: entryIndex * 8)), layers[0].geometry,
+      version: layers[0].version, hasDataFile: layers[0].hasDataFile)
   }
 
   // MARK: The end
@@ -237,8 +246,8 @@ private enum PlaceKind {
   case preallocated
   case damaged
 
-  init(_ entry: L2Entry, _ geometry: ClusterGeometry, version: Int) {
-    switch entry.kind(in: geometry, version: version) {
+  init(_ entry: L2Entry, _ geometry: ClusterGeometry, version: Int, hasDataFile: Bool) {
+    switch entry.kind(in: geometry, version: version, hasDataFile: hasDataFile) {
     case .unallocated, .zeroPlain, .compressed: self = .unplaced
     // A cluster that is shared (by a snapshot) is replaced, not overwritten.
     case .normal: self = entry.isCopied ? .inPlace : .unplaced

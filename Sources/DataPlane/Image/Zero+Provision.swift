@@ -43,7 +43,7 @@ extension ImageStack {
     return .more
   }
 
-  private mutating func beginProvision(
+  mutating func beginProvision(
     _ index: Int, _ clusterCount: Int, host: UInt64?
   ) -> Progress {
     let start = requests.slots[index].zeroCursor
@@ -55,6 +55,7 @@ extension ImageStack {
 
   /// Takes clusters for a run without a place, then space in the file for all of them.
   mutating func provision(_ index: Int) -> Progress {
+    if layers[0].hasDataFile { return clear(index) }
     if !requests.slots[index].allocation.reusesHost {
       switch takeClusters(index, requests.slots[index].allocation.clusterCount) {
       case .waits: return .waits
@@ -77,7 +78,8 @@ extension ImageStack {
   /// Maps the clusters as zero, now that there is space for them.
   mutating func mapZeroes(_ index: Int) -> Progress {
     if requests.slots[index].poolCount > 0 { return .waits }
-    let error = BlockErrno(systemErrno: Int32(requests.slots[index].poolValue))
+    let error = clearingError(
+      index, BlockErrno(systemErrno: Int32(requests.slots[index].poolValue)))
     if error == .notSupported, !requests.slots[index].flags.contains(.fastZero) {
       return writeZeroesInstead(index)
     }

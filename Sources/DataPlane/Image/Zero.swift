@@ -237,6 +237,7 @@ extension ImageStack {
   ) -> Progress {
     let geometry = layers[0].geometry
     guard l1Entry.isValid(in: geometry) else { return fail(index, .io) }
+    if layers[0].hasDataFile { return beginClearing(index) }
     let place = PagePlace(
       entryIndex: geometry.l2Index(of: offset), table: l1Entry.tableOffset.byteOffset,
       geometry: geometry)

@@ -17,6 +17,8 @@ public struct LayerPlan {
   }
 
   public let storage: LayerFile
+  /// The external data file of a qcow2 image that has one.
+  public let dataStorage: LayerFile?
   public let format: Format
   /// Bytes of the disk that this layer describes; may differ from the export's size.
   public let diskByteCount: UInt64
@@ -24,9 +26,11 @@ public struct LayerPlan {
   public let cipher: (any SectorCipher)?
 
   public init(
-    storage: LayerFile, format: Format, diskByteCount: UInt64, cipher: (any SectorCipher)? = nil
+    storage: LayerFile, dataStorage: LayerFile? = nil, format: Format, diskByteCount: UInt64,
+    cipher: (any SectorCipher)? = nil
   ) {
     self.storage = storage
+    self.dataStorage = dataStorage
     self.format = format
     self.diskByteCount = diskByteCount
     self.cipher = cipher

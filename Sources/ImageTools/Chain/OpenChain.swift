@@ -41,6 +41,8 @@ public enum OpenChain {
     public var changesDisk: Bool
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
+    /// Data files that images may name besides those in their own folders.
+    public var allowedDataFiles: [String] = []
     /// The keys of encrypted images; nil: there are none.
     public var keys: KeyRing?
     /// Off for verbs that look at no data of the guest: these need no keys.
@@ -90,6 +92,10 @@ public enum OpenChain {
       }
       let layer = try describe(
         storage, source, access: layers.isEmpty ? access : .readOnly, options: options)
+      if let data = layer.dataStorage, !identities.insert(try data.identity()).inserted {
+        throw ImageFault(
+          layer.path, "its data file \(data.path) is an image of the same chain", kind: .corrupt)
+      }
       layers.append(layer)
       next = options.followsBackingFiles ? try LayerSource(below: layer, options: options) : nil
     }
@@ -132,17 +138,25 @@ public enum OpenChain {
         throw ImageFault(storage.path, error)
       }
       let cipher = try cipher(of: storage, header, options)
+      let dataStorage = try DataFile.open(of: storage, header, access: access, options: options)
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
+        do throws(ImageError) {
+          try header.requireCheckable()
+        } catch {
+          throw ImageFault(storage.path, error)
+        }
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
       // qcow2.rst, "autoclear_features": what we do not keep up is cleared before the first write.
-      // Valid bitmaps were refused above by who changes the disk.
-      let kept = options.changesDisk ? [] : header.autoclearFeatures.intersection(.known)
+      // Valid bitmaps were refused above by who changes the disk; raw external data is kept up.
+      let kept = header.autoclearFeatures.intersection(
+        options.changesDisk ? .rawExternalData : .known)
       if access == .readWrite && header.autoclearFeatures != kept {
         header.autoclearFeatures = kept
         try storage.rewriteHeader(to: header)
       }
-      return OpenedLayer(qcow2: storage, header: header, cipher: cipher)
+      return OpenedLayer(
+        qcow2: storage, dataStorage: dataStorage, header: header, cipher: cipher)
     }
   }
 

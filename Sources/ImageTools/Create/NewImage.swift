@@ -49,6 +49,13 @@ struct NewImage {
         header.compressionType = options.codec.rawValue
         header.incompatibleFeatures.insert(.compressionType)
       }
+      if let dataFile = options.dataFile {
+        header.incompatibleFeatures.insert(.externalDataFile)
+        if options.dataIsRaw { header.autoclearFeatures.insert(.rawExternalData) }
+        header.extensions.insert(
+          HeaderExtension(
+            type: HeaderExtension.externalDataFileType, content: Array(dataFile.utf8)), at: 0)
+      }
       layout.apply(to: &header)
       self.qcow2 = (try header.encode(), layout)
     } catch {
@@ -125,6 +132,8 @@ struct NewImage {
     if let backingFormat = options.backingFormat {
       line += " backing_fmt=\(backingFormat.rawValue)"
     }
+    if let dataFile = options.dataFile { line += " data_file=\(dataFile)" }
+    if options.dataIsRaw { line += " data_file_raw=on" }
     line += " lazy_refcounts=\(options.usesLazyRefcounts ? "on" : "off")"
     return line + " refcount_bits=\(1 << options.refcountOrder)"
   }

@@ -34,7 +34,7 @@ public enum Map {
         next = try resolve(at: offset, end: end, &maps)
       } catch let fault {
         // What was found before the fault is shown.
-        if let pending { try extent(pending, layers[pending.depth].path) }
+        if let pending { try extent(pending, maps[pending.depth].path) }
         throw fault
       }
       offset = next.end
@@ -46,11 +46,11 @@ public enum Map {
         last.byteCount += next.byteCount
         pending = last
       } else {
-        try extent(last, layers[last.depth].path)
+        try extent(last, maps[last.depth].path)
         pending = next
       }
     }
-    if let pending { try extent(pending, layers[pending.depth].path) }
+    if let pending { try extent(pending, maps[pending.depth].path) }
   }
 
   /// The source of the disk at `offset`: the first layer from the top that holds it. What no layer
