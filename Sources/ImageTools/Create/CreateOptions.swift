@@ -16,6 +16,8 @@ public struct CreateOptions: Hashable, Sendable {
   public var compatibility: String?
   public var refcountOrder = 4
   public var usesLazyRefcounts = false
+  /// Whether each cluster consists of 32 subclusters with a state of their own.
+  public var hasSubclusters = false
   /// How clusters will be packed that are written compressed.
   public var codec = ClusterCodec.deflate
   public var backingFile: String?
@@ -60,7 +62,8 @@ public struct CreateOptions: Hashable, Sendable {
       }
       refcountOrder = bits.trailingZeroBitCount
     case "lazy_refcounts": usesLazyRefcounts = try Self.flag(value, of: name, path: path)
-    case "preallocation", "encryption", "extended_l2", "data_file_raw", "nocow":
+    case "extended_l2": hasSubclusters = try Self.flag(value, of: name, path: path)
+    case "preallocation", "encryption", "data_file_raw", "nocow":
       guard value == "off" else { throw Self.refuseUnsupported(path, name, value) }
     case "compression_type":
       guard let codec = [ClusterCodec.deflate, .zstd].first(where: { $0.name == value }) else {
@@ -72,7 +75,7 @@ public struct CreateOptions: Hashable, Sendable {
       throw ImageFault(
         path, "the option '\(name)' is not known",
         wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, compression_type, "
-          + "lazy_refcounts or refcount_bits", kind: .refused)
+          + "extended_l2, lazy_refcounts or refcount_bits", kind: .refused)
     }
   }
 
@@ -85,6 +88,15 @@ public struct CreateOptions: Hashable, Sendable {
     if version == 2 && refcountOrder != 4 {
       throw ImageFault(
         path, "refcount_bits other than 16 needs version 3", wayOut: "use compat=1.1",
+        kind: .refused)
+    }
+    if hasSubclusters && version == 2 {
+      throw ImageFault(
+        path, "extended_l2 needs version 3", wayOut: "use compat=1.1", kind: .refused)
+    }
+    if hasSubclusters && clusterBits < ClusterGeometry.extendedClusterBitsMin {
+      throw ImageFault(
+        path, "extended_l2 needs clusters of 16 KiB or more", wayOut: "use a larger cluster_size",
         kind: .refused)
     }
     if version == 2 && codec != .deflate {

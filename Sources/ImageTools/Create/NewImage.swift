@@ -26,7 +26,8 @@ struct NewImage {
     }
     do throws(ImageError) {
       let geometry = ClusterGeometry(
-        clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+        clusterBits: options.clusterBits, refcountOrder: options.refcountOrder,
+        hasSubclusters: options.hasSubclusters)
       let layout = try NewImageLayout(geometry: geometry, diskByteCount: diskByteCount)
       var header = Header(
         version: options.version, geometry: geometry, diskByteCount: diskByteCount)
@@ -104,7 +105,8 @@ struct NewImage {
     let size = requestedByteCount ?? diskByteCount
     guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
     var line = "Formatting '\(path)', fmt=qcow2 cluster_size=\(1 << options.clusterBits) "
-    line += "extended_l2=off compression_type=\(options.codec.name) size=\(size)"
+    line +=
+      "extended_l2=\(options.hasSubclusters ? "on" : "off") compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat {
