@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Writes, zeroes and trims in images with extended L2 entries: what is filled, which bits change and
-// when, and what becomes of the host cluster. Spec: qcow2.rst, "Extended L2 Entries".
+// Writes, zeroes and trims in images with extended L2 entries: what is filled, which bits change
+// and when, and what becomes of the host cluster. Spec: qcow2.rst, "Extended L2 Entries".
 
 import BlockTypes
 import Foundation

@@ -12,8 +12,9 @@
 //
 // So data is durable before its mapping, a count before what it counts, and a table before what
 // names it. The bits of subclusters are part of the mapping: one that is in a copy was set after
-// its bytes had been written, and so before the sync of step 1. Clusters that the cut forgot are released after step 3 (Release.swift). Changes made
-// while a flush runs belong to the next one. Spec: proto.md, "NBD_CMD_FLUSH".
+// its bytes had been written, and so before the sync of step 1. Clusters that the cut forgot are
+// released after step 3 (Release.swift). Changes made while a flush runs belong to the next one.
+// Spec: proto.md, "NBD_CMD_FLUSH".
 
 import BlockTypes
 import LinuxIO

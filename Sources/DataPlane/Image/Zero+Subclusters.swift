@@ -42,8 +42,8 @@ extension ImageStack {
     return .more
   }
 
-  /// The entry without the data of some subclusters. It keeps a host cluster that has data still, or
-  /// had none: that one was taken for later writes.
+  /// The entry without the data of some subclusters. It keeps a host cluster that still has data,
+  /// or had none: that one was taken for later writes.
   private mutating func zeroed(_ old: ExtendedL2Entry, _ mask: UInt32) -> ExtendedL2Entry {
     // Where no layer is below, a subcluster that is nowhere reads as zeroes.
     let isAlone = layers.count == 1

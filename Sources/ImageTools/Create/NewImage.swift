@@ -105,8 +105,8 @@ struct NewImage {
     let size = requestedByteCount ?? diskByteCount
     guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
     var line = "Formatting '\(path)', fmt=qcow2 cluster_size=\(1 << options.clusterBits) "
-    line +=
-      "extended_l2=\(options.hasSubclusters ? "on" : "off") compression_type=\(options.codec.name) size=\(size)"
+    line += "extended_l2=\(options.hasSubclusters ? "on" : "off") "
+    line += "compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat {
