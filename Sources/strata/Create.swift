@@ -23,7 +23,7 @@ struct Create: ParsableCommand {
     name: .short,
     help: ArgumentHelp(
       "cluster_size=SIZE, compression_type=zlib|zstd, compat=1.1|0.10, data_file=PATH, "
-        + "encrypt.format=luks, …",
+        + "lazy_refcounts=on|off, extended_l2=on|off, encrypt.format=luks, …",
       valueName: "name=value,…"))
   var options: [String] = []
 

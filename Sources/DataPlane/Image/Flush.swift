@@ -12,8 +12,10 @@
 //     3  L2 tables that the disk knows, and the L1 table
 //
 // So data is durable before its mapping, a count before what it counts, and a table before what
-// names it. Clusters that the cut forgot are released after step 3 (Release.swift). Changes made
-// while a flush runs belong to the next one. Spec: proto.md, "NBD_CMD_FLUSH".
+// names it. The bits of subclusters are part of the mapping: one that is in a copy was set after
+// its bytes had been written, and so before the sync of step 1. Clusters that the cut forgot are
+// released after step 3 (Release.swift). Changes made while a flush runs belong to the next one.
+// Spec: proto.md, "NBD_CMD_FLUSH".
 
 import BlockTypes
 import LinuxIO

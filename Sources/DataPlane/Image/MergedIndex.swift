@@ -93,8 +93,12 @@ extension ImageStack {
     case .zero: return .zero(layer: entry.layer, byteCount: byteCount, isProvisioned: false)
     case .zeroAllocated:
       return .zero(layer: entry.layer, byteCount: byteCount, isProvisioned: true)
-    case .compressed, .mixed:
-      return resolveByLayers(cursor, min(limit, cursor - inUnit + index.unitByteCount))
+    case .compressed:
+      // Whole clusters, which may be much larger than a unit, are unpacked at a time.
+      return resolveByLayers(cursor, cursor + byteCount)
+    case .mixed:
+      let clusterEnd = (cursor + 1).alignedUp(to: layers[entry.layer].geometry.clusterByteCount)
+      return resolveByLayers(cursor, min(cursor + byteCount, clusterEnd))
     }
   }
 

@@ -71,6 +71,14 @@ extension ImageStack {
     return ByteRange(start: start, end: start + byteCount)
   }
 
+  /// What of them is filled and mapped: everything, but for subclusters that stay where they are.
+  func placedRange(_ index: Int) -> ByteRange {
+    let run = allocationRange(index)
+    return ByteRange(
+      start: max(run.start, requests.slots[index].allocation.placedStart),
+      end: min(run.end, requests.slots[index].allocation.placedEnd))
+  }
+
   // MARK: Taking clusters
 
   mutating func allocate(_ index: Int) -> Progress {
@@ -164,6 +172,10 @@ extension ImageStack {
       geometry: geometry)
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return waitForTable(index, 0, place.pageOffset, .l2, l1Index)
+    }
+    if geometry.hasSubclusters {
+      mapSubclusters(index, page, place, isZero: isZero)
+      return .more
     }
     let buffer = cache.pages[page].buffer
     for number in 0..<allocation.clusterCount {

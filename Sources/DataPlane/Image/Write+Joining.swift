@@ -13,11 +13,11 @@ extension ImageStack {
   /// between them; one that is farther is written by itself.
   private static var joinedByteCountMax: UInt64 { 64 << 10 }
 
-  /// The part of a write that lies in the clusters which `owner` is giving a place.
+  /// The part of a write that lies in what `owner` is giving a place.
   func placedPart(_ index: Int, of owner: Int) -> ByteRange {
     ByteRange(
       start: requests.slots[index].placeCursor,
-      end: min(requests.slots[index].placeEnd, allocationRange(owner).end))
+      end: min(requests.slots[index].placeEnd, placedRange(owner).end))
   }
 
   /// Joins the request that is giving the cursor's cluster a place, or waits until it has. The
@@ -62,7 +62,7 @@ extension ImageStack {
   /// Lets the requests of this tick that have not been looked at yet join, if there is room.
   mutating func waitForJoiners(_ index: Int) -> Progress {
     requests.slots[index].stage = .gathering
-    if placedPart(index, of: index) == allocationRange(index) { return .more }
+    if placedPart(index, of: index) == placedRange(index) { return .more }
     wake(index)
     return .waits
   }
@@ -72,7 +72,7 @@ extension ImageStack {
   /// Decides what the write of the clusters covers, and puts what joined into the fill; false when
   /// there is no memory for that.
   mutating func mergeJoiners(_ index: Int) -> Bool {
-    let run = allocationRange(index)
+    let run = placedRange(index)
     let payload = placedPart(index, of: index)
     let allocation = requests.slots[index].allocation
     // Fresh clusters read as zeroes where nothing was written.

@@ -90,6 +90,8 @@ extension ImageStack {
     case unplaced(clusterCount: Int)
     /// The clusters own a place that reads as zeroes: preallocated.
     case preallocated(host: UInt64, clusterCount: Int)
+    /// Subclusters need a place, of their own or in a cluster that is there.
+    case unplacedSubclusters(SubclusterRun)
     case needsL2Table(l1Index: Int)
     case needsTable(pageOffset: UInt64, l1Index: Int)
     case damaged
@@ -108,6 +110,7 @@ extension ImageStack {
         return beginAllocation(index, clusterCount, preallocatedAt: nil)
       case .preallocated(let host, let clusterCount):
         return beginAllocation(index, clusterCount, preallocatedAt: host)
+      case .unplacedSubclusters(let run): return beginAllocation(index, run)
       case .needsL2Table(let l1Index):
         requests.slots[index].tableIndex = l1Index
         requests.slots[index].afterTable = .placing
@@ -160,7 +163,10 @@ extension ImageStack {
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return .needsTable(pageOffset: place.pageOffset, l1Index: l1Index)
     }
-    let run = placeRun(cursor, end, page: page, place: place)
+    let run =
+      geometry.hasSubclusters
+      ? placeSubclusters(cursor, end, page: page, place: place)
+      : placeRun(cursor, end, page: page, place: place)
     // A table that a snapshot shares may not be changed: it gets a copy first.
     if !l1Entry.isCopied, run.changesMapping { return .needsL2Table(l1Index: l1Index) }
     return run
@@ -197,11 +203,9 @@ extension ImageStack {
     }
     switch first {
     case .inPlace:
-      let isSettled =
-        !cache.pages[page].isDirty && !cache.pages[page].isBeingWritten
-        && !flush.isUnreferenced(Int(cache.pages[page].l1Index))
       return .inPlace(
-        host: firstHost + inCluster, byteCount: min(covered, end - cursor), isSettled: isSettled)
+        host: firstHost + inCluster, byteCount: min(covered, end - cursor),
+        isSettled: isSettled(page))
     case .unplaced: return .unplaced(clusterCount: count)
     case .preallocated: return .preallocated(host: firstHost, clusterCount: count)
     case .damaged: return .damaged
@@ -212,6 +216,12 @@ extension ImageStack {
     PlaceKind(
       L2Entry(rawValue: buffer.loadBigEndian64(at: entryIndex * 8)), layers[0].geometry,
       version: layers[0].version, hasDataFile: layers[0].hasDataFile)
+  }
+
+  /// Whether what the page says is in the file, and found there after a power cut.
+  func isSettled(_ page: Int) -> Bool {
+    !cache.pages[page].isDirty && !cache.pages[page].isBeingWritten
+      && !flush.isUnreferenced(Int(cache.pages[page].l1Index))
   }
 
   // MARK: The end
@@ -233,7 +243,7 @@ extension ImageStack.Place {
   /// Whether the L2 table has to change before the bytes are reachable.
   var changesMapping: Bool {
     switch self {
-    case .unplaced, .preallocated: true
+    case .unplaced, .preallocated, .unplacedSubclusters: true
     case .inPlace, .needsL2Table, .needsTable, .damaged: false
     }
   }

@@ -16,19 +16,22 @@ extension ImageStack {
   mutating func provisionNext(_ index: Int) -> Progress {
     let cursor = requests.slots[index].zeroCursor
     let geometry = layers[0].geometry
-    if allocationOwner(at: cursor) != nil {
+    let cluster = ByteRange(start: cursor, end: cursor + geometry.clusterByteCount)
+    if isBeingAllocated(cluster) {
       allocationWaiters.append(index, &requests.slots)
       return .waits
     }
     let l1Index = geometry.l1Index(of: GuestOffset(byteOffset: cursor))
     let l1Entry = L1Entry(rawValue: layers[0].l1[l1Index])
     if l1Entry.isEmpty || !l1Entry.isCopied { return makeTableForZeroes(index, l1Index) }
+    if geometry.hasSubclusters { return provisionExtended(index, l1Index, l1Entry) }
     switch findPlace(cursor, requests.slots[index].bodyEnd) {
     case .inPlace(let host, let byteCount, _):
       return beginProvision(index, Int(byteCount >> UInt64(geometry.clusterBits)), host: host)
     case .preallocated(let host, let clusterCount):
       return beginProvision(index, clusterCount, host: host)
     case .unplaced(let clusterCount): return beginProvision(index, clusterCount, host: nil)
+    case .unplacedSubclusters: preconditionFailure("an image without subclusters has some")
     case .needsL2Table(let l1Index): return makeTableForZeroes(index, l1Index)
     case .needsTable(let pageOffset, let l1Index):
       return waitForTable(index, 0, pageOffset, .l2, l1Index)

@@ -110,6 +110,10 @@ struct ClusterAllocation {
   /// Guest offset of the run; meaningful while `clusterCount > 0`.
   var guestStart: UInt64 = 0
   var clusterCount = 0
+  /// The guest bytes that get their place, where that is not all of the clusters: the subclusters
+  /// that the write touches (Write+Subclusters.swift).
+  var placedStart: UInt64 = 0
+  var placedEnd = UInt64.max
   var host: UInt64 = 0
   /// The host clusters have never been written, so they read as zeroes.
   var isFresh = false

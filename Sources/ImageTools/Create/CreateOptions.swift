@@ -16,6 +16,8 @@ public struct CreateOptions: Hashable, Sendable {
   public var compatibility: String?
   public var refcountOrder = 4
   public var usesLazyRefcounts = false
+  /// Whether each cluster consists of 32 subclusters with a state of their own.
+  public var hasSubclusters = false
   /// How clusters will be packed that are written compressed.
   public var codec = ClusterCodec.deflate
   /// Where guest data goes, relative to the image's folder; nil: into the image.
@@ -68,13 +70,14 @@ public struct CreateOptions: Hashable, Sendable {
     case "lazy_refcounts": usesLazyRefcounts = try Self.flag(value, of: name, path: path)
     case "data_file": dataFile = value
     case "data_file_raw": dataIsRaw = try Self.flag(value, of: name, path: path)
+    case "extended_l2": hasSubclusters = try Self.flag(value, of: name, path: path)
     case "encryption":
       guard value == "off" else {
         throw ImageFault(
           path, "encryption=\(value) is the old method AES, which is broken and not supported",
           wayOut: "use encrypt.format=luks", kind: .unsupported)
       }
-    case "preallocation", "extended_l2", "nocow":
+    case "preallocation", "nocow":
       guard value == "off" else { throw Self.refuseUnsupported(path, name, value) }
     case "compression_type":
       guard let codec = [ClusterCodec.deflate, .zstd].first(where: { $0.name == value }) else {
@@ -85,7 +88,7 @@ public struct CreateOptions: Hashable, Sendable {
       throw ImageFault(
         path, "the option '\(name)' is not known",
         wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, compression_type, "
-          + "data_file, data_file_raw, lazy_refcounts, refcount_bits or encrypt.format",
+          + "data_file, data_file_raw, extended_l2, lazy_refcounts, refcount_bits or encrypt.format",
         kind: .refused)
     }
   }
@@ -99,6 +102,15 @@ public struct CreateOptions: Hashable, Sendable {
     if version == 2 && refcountOrder != 4 {
       throw ImageFault(
         path, "refcount_bits other than 16 needs version 3", wayOut: "use compat=1.1",
+        kind: .refused)
+    }
+    if hasSubclusters && version == 2 {
+      throw ImageFault(
+        path, "extended_l2 needs version 3", wayOut: "use compat=1.1", kind: .refused)
+    }
+    if hasSubclusters && clusterBits < ClusterGeometry.extendedClusterBitsMin {
+      throw ImageFault(
+        path, "extended_l2 needs clusters of 16 KiB or more", wayOut: "use a larger cluster_size",
         kind: .refused)
     }
     if version == 2 && codec != .deflate {

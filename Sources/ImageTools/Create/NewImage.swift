@@ -36,7 +36,8 @@ struct NewImage {
     self.volume = volume
     do throws(ImageError) {
       let geometry = ClusterGeometry(
-        clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+        clusterBits: options.clusterBits, refcountOrder: options.refcountOrder,
+        hasSubclusters: options.hasSubclusters)
       let layout = try NewImageLayout(
         geometry: geometry, diskByteCount: diskByteCount,
         encryptionByteCount: UInt64(volume?.bytes.count ?? 0))
@@ -126,7 +127,8 @@ struct NewImage {
     var line = "Formatting '\(path)', fmt=qcow2 "
     for option in options.encryption.given { line += "\(option) " }
     line += "cluster_size=\(1 << options.clusterBits) "
-    line += "extended_l2=off compression_type=\(options.codec.name) size=\(size)"
+    line += "extended_l2=\(options.hasSubclusters ? "on" : "off") "
+    line += "compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat {

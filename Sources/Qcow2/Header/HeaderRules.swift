@@ -162,11 +162,6 @@ extension Header {
   }
 
   private func requireWritable() throws(ImageError) {
-    if incompatibleFeatures.contains(.extendedL2) {
-      throw ImageError(
-        .unsupported,
-        "writing images with extended L2 entries (subclusters) is not supported; open it read-only")
-    }
     if isMarkedCorrupt {
       throw ImageError(
         .corrupt,
