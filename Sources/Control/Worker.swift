@@ -52,17 +52,9 @@ public struct Worker {
     // First, because what reads keys later is to inherit nothing.
     let loader = try RulesLoader(config)
     let rules = try loader.load()
-    var plans: [ExportPlan] = []
-    var baseWatches: [BaseWatch] = []
     let remotes = config.exports.map { RemoteImages($0.remote) }
     defer { for remote in remotes { remote.close() } }
-    var keys = KeyReader()
-    for (export, remote) in zip(config.exports, remotes) {
-      let layers = try openChain(export, remote, &keys)
-      baseWatches.append(try BaseWatch(layers))
-      plans.append(
-        try PlanCompiler.compile(export, layers: layers, connectionsMax: config.connectionsMax))
-    }
+    let (plans, baseWatches) = try openExports(remotes)
     let identity = try WorkerIdentity.resolve(requested: config.user)
     // From here on a signal to stop waits until the loop asks for it, so files are tidied up.
     let signals = try Worker.naming("signals") { () throws(SystemError) in
@@ -111,6 +103,22 @@ public struct Worker {
         export: index == 0 ? nil : export.shownName,
         needsTLS: export.access.requiresTLS(config.tls))
     }
+  }
+
+  /// Opens all images. Their keys are read here, and wiped at the end.
+  private func openExports(
+    _ remotes: [RemoteImages]
+  ) throws(ControlError) -> (plans: [ExportPlan], baseWatches: [BaseWatch]) {
+    var plans: [ExportPlan] = []
+    var baseWatches: [BaseWatch] = []
+    var keys = KeyReader()
+    for (export, remote) in zip(config.exports, remotes) {
+      let layers = try openChain(export, remote, &keys)
+      baseWatches.append(try BaseWatch(layers))
+      plans.append(
+        try PlanCompiler.compile(export, layers: layers, connectionsMax: config.connectionsMax))
+    }
+    return (plans, baseWatches)
   }
 
   private func openChain(
