@@ -33,7 +33,7 @@ public enum OpenChain {
     public var followsBackingFiles: Bool
     /// Off for verbs that only describe an image: features that we lack are no error then.
     public var requiresSupport: Bool
-    /// Off for `check`, which looks at a dirty image as it is.
+    /// Off for `check`, which looks at a dirty image as it is and changes only what it repairs.
     public var rebuildsDirty: Bool
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
@@ -121,7 +121,7 @@ public enum OpenChain {
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
-      if access == .readWrite && !header.autoclearFeatures.isEmpty {
+      if access == .readWrite && options.rebuildsDirty && !header.autoclearFeatures.isEmpty {
         // qcow2.rst, "autoclear_features": we keep up none of what these bits promise, so they go
         // before the first write. Valid bitmaps were refused above.
         header.autoclearFeatures = []

@@ -106,10 +106,11 @@ extension Header {
 
   /// Refuses an image whose references the checker cannot follow.
   public func requireCheckable() throws(ImageError) {
-    // Neither the compression nor a mark in the header changes who references what.
+    // The checker knows these, or they do not change who references what.
     var plain = self
     plain.compressionType = 0
-    plain.incompatibleFeatures.subtract([.compressionType, .corrupt, .dirty])
+    plain.encryptionMethod = 0
+    plain.incompatibleFeatures.subtract(.known)
     try plain.requireSupported(forWriting: false)
   }
 
