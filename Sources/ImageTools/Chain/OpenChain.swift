@@ -5,6 +5,7 @@
 // reference counts of a dirty image that is opened for writing.
 
 import BlockTypes
+import Compression
 import LinuxIO
 import Qcow2
 
@@ -33,14 +34,17 @@ public enum OpenChain {
     public var followsBackingFiles: Bool
     /// Off for verbs that only describe an image: features that we lack are no error then.
     public var requiresSupport: Bool
-    /// Off for `check`, which looks at a dirty image as it is and changes only what it repairs.
+    /// Off for `check`, which looks at a dirty image as it is.
     public var rebuildsDirty: Bool
+    /// Off for verbs that change tables but no byte of the disk: what autoclear bits that we know
+    /// say of the disk stays true.
+    public var changesDisk: Bool
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
 
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
-      requiresSupport: Bool = true, rebuildsDirty: Bool = true,
+      requiresSupport: Bool = true, rebuildsDirty: Bool = true, changesDisk: Bool = true,
       remote: (any RemoteOpener)? = nil
     ) {
       self.remote = remote
@@ -49,6 +53,7 @@ public enum OpenChain {
       self.followsBackingFiles = followsBackingFiles
       self.requiresSupport = requiresSupport
       self.rebuildsDirty = rebuildsDirty
+      self.changesDisk = changesDisk
     }
   }
 
@@ -111,22 +116,25 @@ public enum OpenChain {
       return try OpenedLayer(raw: storage)
     case .qcow2:
       var header = try OpenedLayer.readHeader(of: storage)
-      if options.requiresSupport {
-        do throws(ImageError) {
+      do throws(ImageError) {
+        if options.requiresSupport {
           try header.requireSupported(forWriting: access == .readWrite)
-        } catch {
-          throw ImageFault(storage.path, error)
+          try ClusterCodec(rawValue: header.compressionType)?.load()
+        } else if access == .readWrite {
+          try header.requireKnownFeatures()
         }
+      } catch {
+        throw ImageFault(storage.path, error)
       }
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
-      if access == .readWrite && options.rebuildsDirty && !header.autoclearFeatures.isEmpty {
-        // qcow2.rst, "autoclear_features": we keep up none of what these bits promise, so they go
-        // before the first write. Valid bitmaps were refused above.
-        header.autoclearFeatures = []
-        try storage.writeMutableFields(of: header)
-        try storage.synchronize()
+      // qcow2.rst, "autoclear_features": what we do not keep up is cleared before the first write.
+      // Valid bitmaps were refused above by who changes the disk.
+      let kept = options.changesDisk ? [] : header.autoclearFeatures.intersection(.known)
+      if access == .readWrite && header.autoclearFeatures != kept {
+        header.autoclearFeatures = kept
+        try storage.rewriteHeader(to: header)
       }
       return OpenedLayer(qcow2: storage, header: header)
     }

@@ -79,7 +79,8 @@ public enum Check {
       access: options.repair == .none ? .readOnly : .readWrite,
       options: OpenChain.Options(
         detection: .top, takesLocks: options.takesLocks, followsBackingFiles: false,
-        requiresSupport: false, rebuildsDirty: false, remote: options.remote))
+        requiresSupport: false, rebuildsDirty: false, changesDisk: false,
+        remote: options.remote))
     guard let header = layers[0].header else {
       throw ImageFault(path, "a raw image has no metadata to check", kind: .unsupported)
     }

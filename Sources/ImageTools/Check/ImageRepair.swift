@@ -25,8 +25,6 @@ struct ImageRepair {
     var header = header
     var report = report
     var contested = contested
-    // What we do not know may not describe the image any more (qcow2.rst, "autoclear_features").
-    header.autoclearFeatures.formIntersection(.known)
     for _ in 0..<Self.roundsMax {
       if report.tableCorruptionCount > 0 {
         header = try dropSnapshots(header, report)
@@ -39,15 +37,13 @@ struct ImageRepair {
       (report, contested) = try look(at: header)
       header = try RebuildRefcounts.correct(storage, header, report)
       try storage.synchronize()
-      try storage.writeMutableFields(of: header)
-      try storage.synchronize()
+      try storage.rewriteHeader(to: header)
       (report, contested) = try look(at: header)
       if report.isClean || report == before { break }
     }
     guard report.isClean else { return header }
     header.incompatibleFeatures.subtract([.dirty, .corrupt])
-    try storage.writeMutableFields(of: header)
-    try storage.synchronize()
+    try storage.rewriteHeader(to: header)
     return header
   }
 
@@ -105,7 +101,7 @@ struct ImageRepair {
     var repaired = header
     repaired.snapshotCount = kept.count
     repaired.snapshotTableOffset = HostOffset(byteOffset: kept.isEmpty ? 0 : place)
-    try storage.writeMutableFields(of: repaired)
+    try storage.rewriteHeader(to: repaired)
     return repaired
   }
 
@@ -118,7 +114,7 @@ struct ImageRepair {
     say("the persistent bitmaps: \(flaw); all of them become invalid")
     var repaired = header
     repaired.autoclearFeatures.remove(.bitmaps)
-    try storage.writeMutableFields(of: repaired)
+    try storage.rewriteHeader(to: repaired)
     return repaired
   }
 

@@ -18,7 +18,7 @@ struct L2TableUse {
   /// Where an entry of the table is, for messages.
   func place(_ index: Int, _ rules: EntryRules) -> String {
     let guest =
-      UInt64(l1Index) * rules.coverageByteCount
+      UInt64(l1Index) * rules.geometry.l2CoverageByteCount
       + UInt64(index) << UInt64(rules.geometry.clusterBits)
     return "L2 entry \(index) of the table at host offset \(offset) (guest offset \(guest))"
   }
@@ -114,8 +114,7 @@ extension Checker {
 
   /// The entries of an L2 table; none where it reads as zeroes.
   func entries(at table: UInt64) throws(Failure) -> [RawL2Entry] {
-    let count = rules.entryCount * rules.wordsPerEntry
-    var words = try words(at: table, count: count)
+    var words = try words(at: table, count: rules.geometry.tableWordCount)
     if words.isEmpty { return [] }
     guard rules.hasSubclusters else { return words.map { RawL2Entry(word: $0) } }
     words += [UInt64](repeating: 0, count: words.count % 2)

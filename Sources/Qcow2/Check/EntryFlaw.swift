@@ -54,15 +54,12 @@ struct EntryRules {
     geometry = header.geometry
     version = header.version
     self.fileByteCount = fileByteCount
-    hasSubclusters = header.incompatibleFeatures.contains(.extendedL2)
+    hasSubclusters = header.geometry.hasSubclusters
     hasDataFile = header.incompatibleFeatures.contains(.externalDataFile)
   }
 
-  /// Words of an L2 entry, and entries of an L2 table.
+  /// Words of an L2 entry.
   var wordsPerEntry: Int { hasSubclusters ? 2 : 1 }
-  var entryCount: Int { (1 << (geometry.clusterBits - 3)) / wordsPerEntry }
-  /// Guest bytes that an L2 table maps.
-  var coverageByteCount: UInt64 { UInt64(entryCount) << UInt64(geometry.clusterBits) }
 
   /// Whether bytes pass the end of the file by more than the end of its last cluster.
   func isPastEnd(_ start: UInt64, _ byteCount: UInt64) -> Bool {

@@ -48,24 +48,19 @@ public struct Header: Sendable, Hashable {
   public static let prefixByteCount = 72
 
   public static let backingFileByteCountMax = 1023
+  /// The compressions that this program knows: 0 zlib, 1 zstd.
+  public static let compressionTypeMax: UInt8 = 1
   public static let l1TableByteCountMax = 32 << 20
   public static let refcountTableByteCountMax = 8 << 20
   public static let snapshotCountMax = 65_536
   /// Largest file offset that any structure may end at.
   public static let fileByteCountMax = UInt64(Int64.max)
 
-  /// Offsets of the fields that change while an image is in use.
-  public static let diskByteCountOffset = HostOffset(byteOffset: 24)
-  public static let l1EntryCountOffset = HostOffset(byteOffset: 36)
-  public static let l1TableFieldOffset = HostOffset(byteOffset: 40)
-  public static let refcountTableFieldOffset = HostOffset(byteOffset: 48)
-  public static let incompatibleFeaturesOffset = HostOffset(byteOffset: 72)
-  public static let autoclearFeaturesOffset = HostOffset(byteOffset: 88)
-
   /// A header of a new image without tables; the creator fills in their places.
   public init(version: Int, geometry: ClusterGeometry, diskByteCount: UInt64) {
     precondition(version == 2 || version == 3, "qcow2 has versions 2 and 3")
     precondition(version == 3 || geometry.refcountOrder == 4, "version 2 has 16-bit counts")
+    precondition(version == 3 || !geometry.hasSubclusters, "version 2 has no subclusters")
     self.version = version
     self.geometry = geometry
     self.diskByteCount = diskByteCount
@@ -76,7 +71,7 @@ public struct Header: Sendable, Hashable {
     self.refcountTableClusterCount = 0
     self.snapshotCount = 0
     self.snapshotTableOffset = HostOffset(byteOffset: 0)
-    self.incompatibleFeatures = []
+    self.incompatibleFeatures = geometry.hasSubclusters ? .extendedL2 : []
     self.compatibleFeatures = []
     self.autoclearFeatures = []
     self.compressionType = 0
@@ -116,6 +111,17 @@ public struct Header: Sendable, Hashable {
   /// What the image itself calls its feature bits.
   public var featureNames: [FeatureName] {
     FeatureName.rows(decoding: content(of: HeaderExtension.featureNamesType) ?? [])
+  }
+
+  /// Puts `content` in the place of the extension of this type, or at the end; nil removes it.
+  public mutating func replaceExtension(_ type: UInt32, with content: [UInt8]?) {
+    let index = extensions.firstIndex { $0.type == type }
+    guard let content else {
+      if let index { extensions.remove(at: index) }
+      return
+    }
+    let new = HeaderExtension(type: type, content: content)
+    if let index { extensions[index] = new } else { extensions.append(new) }
   }
 
   private func content(of type: UInt32) -> [UInt8]? {
