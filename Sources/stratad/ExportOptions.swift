@@ -45,6 +45,12 @@ struct ExportOptions: ParsableArguments {
   var clientResize = false
 
   @Option(
+    help: ArgumentHelp(
+      "Which tables of the image are guarded: none, constant, cached or all. (default: cached)",
+      valueName: "mode"))
+  var overlapCheck: OverlapCheck?
+
+  @Option(
     help: ArgumentHelp("Memory for the image's tables. (default: 32M)", valueName: "bytes"))
   var metadataCache: String?
 
@@ -136,6 +142,7 @@ struct ExportOptions: ParsableArguments {
       access: access(common))
     config.remote = remote.policy(common?.remote)
     config.clientsMayResize = clientResize || common?.clientResize == true
+    config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
     let bitmaps = bitmap.isEmpty ? common?.bitmap ?? [] : bitmap
     config.bitmaps = try bitmaps.map(ExportOptions.bitmapConfig)
     return config
@@ -171,4 +178,5 @@ struct ExportOptions: ParsableArguments {
 }
 
 extension ImageFormat: ExpressibleByArgument {}
+extension OverlapCheck: ExpressibleByArgument {}
 extension TLSConfig.Mode: ExpressibleByArgument {}

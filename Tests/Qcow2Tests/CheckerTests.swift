@@ -276,7 +276,8 @@ struct MemoryImage {
         at: Int(image.header.l1TableOffset.byteOffset) + 8 * index)
       for entry in 0..<64 where entry % 5 == 0 {
         image.bytes.put(
-          (random.next() % clusters) << 9 | (random.next() % 2) << 63, at: Int(table) << 9 + 8 * entry)
+          (random.next() % clusters) << 9 | (random.next() % 2) << 63,
+          at: Int(table) << 9 + 8 * entry)
       }
     }
     var one = image.checker()

@@ -30,6 +30,8 @@ public struct ExportConfig: Sendable {
   public var remote = RemotePolicy()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
+  /// Which of the image's own tables are guarded against being overwritten.
+  public var overlapCheck = OverlapCheck.cached
   /// The dirty bitmaps to begin with.
   public var bitmaps: [BitmapConfig] = []
 

@@ -41,7 +41,7 @@ public enum Check {
     public let report: CheckReport
     public var repairedLeakCount = 0
     public var repairedCorruptionCount = 0
-    /// Why a repair that was asked for was not made, or not wholly; nil when there is nothing to say.
+    /// Why a repair that was asked for was not made, or not wholly; nil when nothing is to be said.
     public var refusal: String?
 
     public var hasRepaired: Bool { repairedLeakCount + repairedCorruptionCount > 0 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `check -r all`: repairs an image, with loss where its tables cannot be right. Every change is said
+// `check -r all`: repairs an image, with loss where its tables cannot be right. Each change is said
 // before it is made, and the order of writes is such that a crash leaves the image no worse than it
 // was: first entries let go of what is not theirs, and only when that is durable the counts follow;
 // new tables are durable before the header names them; the marks go last, and only if nothing
@@ -82,13 +82,16 @@ struct ImageRepair {
       if let flaw = report.snapshotFlaws[index] {
         say("snapshot '\(record.id)': \(flaw); it is lost")
       } else {
-        kept.append(record.withBoundedExtraData)
+        kept.append(
+          header.version >= 3
+            ? record.withBoundedExtraData.withWholeExtraData(diskByteCount: header.diskByteCount)
+            : record.withBoundedExtraData)
       }
     }
     if old.records.count < header.snapshotCount {
       say("the snapshot table: \(header.snapshotCount - old.records.count) entries are lost")
     } else if report.snapshotTableIsContested {
-      say("the snapshot table: it moves to a place of its own, without too long extra data")
+      say("the snapshot table: it moves, with as much extra data as there may be")
     }
     let table = SnapshotRecord.table(of: kept)
     let place = max(

@@ -26,6 +26,12 @@ extension Checker {
             + "\(SnapshotRecord.extraByteCountMax)", "Snapshots", inTable: true)
         report.snapshotTableIsContested = true
       }
+      if header.version >= 3, record.extraByteCount < SnapshotRecord.extraByteCountMin {
+        corrupt(
+          "snapshot '\(record.id)' has \(record.extraByteCount) bytes of extra data, fewer than "
+            + "\(SnapshotRecord.extraByteCountMin)", "Snapshots", inTable: true)
+        report.snapshotTableIsContested = true
+      }
       if let flaw = flaw(ofTableOf: record) {
         corrupt("snapshot '\(record.id)': \(flaw)", "Snapshots", inTable: true)
         report.snapshotFlaws[index] = flaw

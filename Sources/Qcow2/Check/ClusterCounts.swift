@@ -152,7 +152,7 @@ public struct ClusterCounts: Sendable {
   /// The page of a cluster; nil when the window became smaller and ends before it.
   private mutating func makePage(of cluster: UInt64) -> (page: Int, index: Int)? {
     if let place = page(of: cluster) { return place }
-    if byteCount + 2 * Self.pageEntryCount > byteCountMax { shrink() }
+    if byteCount + 2 * Self.pageEntryCount > byteCountMax { shrink(for: cluster) }
     guard window.contains(cluster) else { return nil }
     byteCount += 2 * Self.pageEntryCount
     let empty = [UInt8](repeating: 0, count: Self.pageEntryCount)
@@ -161,14 +161,16 @@ public struct ClusterCounts: Sendable {
     return page(of: cluster)
   }
 
-  /// Gives up the upper half of what is counted, if there is more than one step of it.
-  private mutating func shrink() {
-    let used = directory.indices.filter { directory[$0] != 0 }
-    guard let last = used.last else { return }
+  /// Gives up the upper half of what is counted, the page of `cluster` included, if there is more
+  /// than one step of it.
+  private mutating func shrink(for cluster: UInt64) {
+    let new = Int(cluster - window.lowerBound) / Self.pageEntryCount
+    let used = directory.indices.filter { directory[$0] != 0 || $0 == new }
     let half = window.lowerBound + UInt64(used[used.count / 2] * Self.pageEntryCount)
-    let highest = window.lowerBound + UInt64(last * Self.pageEntryCount)
     let end = max(half / step * step, window.lowerBound + step)
-    guard end <= highest else { return }
+    guard let last = used.last,
+      end <= window.lowerBound + UInt64(last * Self.pageEntryCount)
+    else { return }
     window = window.lowerBound..<end
     var kept: [Page] = []
     let pageCount = Int((end - window.lowerBound) / UInt64(Self.pageEntryCount))

@@ -192,7 +192,7 @@ struct EntryRules {
 
 extension Header {
   /// Where the header of the encryption lies in the file; nil when there is none of its own.
-  var encryptionHeaderArea: ByteRange? {
+  public var encryptionHeaderArea: ByteRange? {
     guard encryptionMethod == 2,
       let content = extensions.first(where: { $0.type == HeaderExtension.encryptionType })?.content,
       content.count == 16

@@ -65,7 +65,7 @@ public struct RefcountPlan: Sendable {
     return first..<(first + geometry.refcountBlockEntryCount)
   }
 
-  /// The content of the block at `position`, whose clusters `counts` knows as far as they are in use.
+  /// The content of the block at `position`; `counts` knows those of its clusters that are in use.
   public func blockBytes(at position: Int, counts: ClusterCounts) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: Int(geometry.clusterByteCount))
     let clusters = clusters(at: position)

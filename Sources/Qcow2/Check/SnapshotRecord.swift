@@ -11,15 +11,16 @@ public struct SnapshotRecord: Hashable, Sendable {
   public var bytes: [UInt8]
 
   public static let fixedByteCount = 40
-  /// Extra data that a reader has to keep; QEMU refuses more.
+  /// Extra data that a reader has to keep (QEMU refuses more), and that version 3 demands.
   public static let extraByteCountMax = 1024
+  public static let extraByteCountMin = 16
 
   public init(bytes: [UInt8]) { self.bytes = bytes }
 
-  var l1TableOffset: HostOffset {
+  public var l1TableOffset: HostOffset {
     HostOffset(byteOffset: bytes.bigEndianInteger(UInt64.self, at: 0))
   }
-  var l1EntryCount: Int { Int(bytes.bigEndianInteger(UInt32.self, at: 8)) }
+  public var l1EntryCount: Int { Int(bytes.bigEndianInteger(UInt32.self, at: 8)) }
   var extraByteCount: Int { Int(bytes.bigEndianInteger(UInt32.self, at: 36)) }
 
   public var id: String {
@@ -33,6 +34,23 @@ public struct SnapshotRecord: Hashable, Sendable {
     fixedByteCount + Int(fixed.bigEndianInteger(UInt32.self, at: 36))
       + Int(fixed.bigEndianInteger(UInt16.self, at: 12))
       + Int(fixed.bigEndianInteger(UInt16.self, at: 14))
+  }
+
+  /// The entry with the extra data that version 3 demands: the size of the machine's state as it is
+  /// recorded elsewhere, and the disk's size of today where the snapshot does not tell its own.
+  public func withWholeExtraData(diskByteCount: UInt64) -> SnapshotRecord {
+    guard extraByteCount < Self.extraByteCountMin else { return self }
+    let rest = bytes[(Self.fixedByteCount + extraByteCount)...]
+    var extra: [UInt8] = []
+    if extraByteCount >= 8 {
+      extra += bytes[Self.fixedByteCount..<(Self.fixedByteCount + 8)]
+    } else {
+      extra.appendBigEndian(UInt64(bytes.bigEndianInteger(UInt32.self, at: 32)))
+    }
+    extra.appendBigEndian(diskByteCount)
+    var whole = Array(bytes[..<Self.fixedByteCount])
+    whole.putBigEndian(UInt32(Self.extraByteCountMin), at: 36)
+    return SnapshotRecord(bytes: whole + extra + rest)
   }
 
   /// The entry with no more extra data than a reader has to keep.
@@ -64,8 +82,8 @@ public struct SnapshotRecords: Sendable {
   /// Why the entries behind the last one cannot be read; nil when there are none.
   public private(set) var flaw: String?
 
-  /// Reads the table with `read(offset, byteCount)`, which returns fewer bytes where the rest of the
-  /// file is zeroes or missing.
+  /// Reads the table with `read(offset, byteCount)`, which returns fewer bytes where the rest of
+  /// the file is zeroes or missing.
   public init<Failure: Error>(
     of header: Header, fileByteCount: UInt64, read: (UInt64, Int) throws(Failure) -> [UInt8]
   ) throws(Failure) {
