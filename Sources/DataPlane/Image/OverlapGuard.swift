@@ -191,7 +191,9 @@ extension OverlapGuard {
         name: "the snapshot table"
       )
     ]
-    if let area = header.encryptionHeaderArea { fixed.append((area, "the encryption header")) }
+    if let area = try header.encryptionArea() {
+      fixed.append((ByteRange(at: area.offset.byteOffset, area.byteCount), "the encryption header"))
+    }
     if header.hasPersistentBitmaps, let bitmaps = try header.bitmaps() {
       fixed.append(
         (

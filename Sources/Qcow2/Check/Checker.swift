@@ -120,9 +120,7 @@ public struct Checker<Failure: Error> {
   /// what their entries name, so that an entry that leads to a table is recognised.
   private mutating func countReferences() throws(Failure) {
     try reference(0, header.geometry.clusterByteCount, as: .table, by: "the header")
-    if let area = header.encryptionHeaderArea {
-      try reference(area.start, area.byteCount, as: .table, by: "the encryption header")
-    }
+    try countEncryptionArea()
     try claimTable(header.l1TableOffset, header.l1EntryCount, of: "the L1 table")
     let snapshots = try countSnapshotTable()
     for (index, snapshot) in snapshots {
@@ -147,6 +145,14 @@ public struct Checker<Failure: Error> {
     let before = conflicts.count
     try countBitmaps()
     if conflicts.count > before { report.bitmapFlaw = "its clusters are used otherwise, too" }
+  }
+
+  /// Counts the LUKS header and its key slots.
+  private mutating func countEncryptionArea() throws(Failure) {
+    let area: EncryptionExtension?
+    do throws(ImageError) { area = try header.encryptionArea() } catch { throw fault(error) }
+    guard let area else { return }
+    try reference(area.offset.byteOffset, area.byteCount, as: .table, by: "the encryption header")
   }
 
   /// Counts a run of bytes that `user` occupies, `times` times; false when it passes the end of the

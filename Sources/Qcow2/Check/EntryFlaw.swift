@@ -189,17 +189,3 @@ struct EntryRules {
     return RawL2Entry(word: version >= 3 ? L2Entry.zeroFlag : 0)
   }
 }
-
-extension Header {
-  /// Where the header of the encryption lies in the file; nil when there is none of its own.
-  public var encryptionHeaderArea: ByteRange? {
-    guard encryptionMethod == 2,
-      let content = extensions.first(where: { $0.type == HeaderExtension.encryptionType })?.content,
-      content.count == 16
-    else { return nil }
-    let start = content.bigEndianInteger(UInt64.self, at: 0)
-    let (end, overflows) = start.addingReportingOverflow(
-      content.bigEndianInteger(UInt64.self, at: 8))
-    return ByteRange(start: start, end: overflows ? .max : end)
-  }
-}
