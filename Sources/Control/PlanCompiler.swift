@@ -118,6 +118,7 @@ public enum PlanCompiler {
       spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
     plan.patience = config.patience
     plan.clientsMayResize = config.clientsMayResize
+    plan.overlapCheck = config.overlapCheck
     plan.bitmapActions = try bitmapActions(config, diskByteCount: diskByteCount)
     return plan
   }

@@ -62,6 +62,12 @@ struct ExportOptions: ParsableArguments {
   var clientResize = false
 
   @Option(
+    help: ArgumentHelp(
+      "Which tables of the image are guarded: none, constant, cached or all. (default: cached)",
+      valueName: "mode"))
+  var overlapCheck: OverlapCheck?
+
+  @Option(
     help: ArgumentHelp("Memory for the image's tables. (default: 32M)", valueName: "bytes"))
   var metadataCache: String?
 
@@ -155,6 +161,7 @@ struct ExportOptions: ParsableArguments {
     config.allowedDataFiles =
       allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
     config.clientsMayResize = clientResize || common?.clientResize == true
+    config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
     config.keys = try keys()
     if config.keys.isEmpty, let common {
       config.keys = try common.keys()
@@ -210,4 +217,5 @@ struct ExportOptions: ParsableArguments {
 }
 
 extension ImageFormat: ExpressibleByArgument {}
+extension OverlapCheck: ExpressibleByArgument {}
 extension TLSConfig.Mode: ExpressibleByArgument {}

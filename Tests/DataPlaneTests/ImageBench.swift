@@ -76,23 +76,24 @@ final class ImageBench {
   init(
     _ folder: TemporaryFolder, _ name: String, format: ImageFormat = .qcow2,
     engine: ExportPlan.Engine = .sync, isReadOnly: Bool = false, cacheByteCount: Int = 1 << 20,
-    slotCount: Int = 2_000
+    slotCount: Int = 2_000, overlapCheck: OverlapCheck = .cached
   ) throws {
     self.folder = folder
     path = folder.path(name)
     let layers = try OpenChain.open(
       path: path, format: format, access: isReadOnly ? .readOnly : .readWrite,
       options: OpenChain.Options(detection: .topQcow2))
-    image = try ImageStack(
-      ExportPlan(
-        name: "", description: "", isReadOnly: isReadOnly,
-        layers: layers.map { layer in
-          LayerPlan(
-            storage: layer.storage, dataStorage: layer.dataStorage,
-            format: layer.header.map { .qcow2($0) } ?? .raw,
-            diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
-        }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
-        metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0), slotCount: slotCount)
+    var plan = ExportPlan(
+      name: "", description: "", isReadOnly: isReadOnly,
+      layers: layers.map { layer in
+        LayerPlan(
+          storage: layer.storage, dataStorage: layer.dataStorage,
+          format: layer.header.map { .qcow2($0) } ?? .raw,
+          diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
+      }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
+      metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
+    plan.overlapCheck = overlapCheck
+    image = try ImageStack(plan, slotCount: slotCount)
   }
 
   // MARK: Step by step

@@ -33,6 +33,8 @@ public struct ExportConfig: Sendable {
   public var allowedDataFiles: [String] = []
   /// Clients may make the disk larger.
   public var clientsMayResize = false
+  /// Which of the image's own tables are guarded against being overwritten.
+  public var overlapCheck = OverlapCheck.cached
   /// Where the keys of encrypted images are.
   public var keys: [KeySource] = []
   /// They were said for all exports, of which some may need none.

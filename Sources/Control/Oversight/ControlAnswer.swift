@@ -66,6 +66,7 @@ enum ControlAnswer: Sendable {
     json.field("export", status.name)
     json.field("disk-bytes", status.diskByteCount)
     json.field("read-only", status.isReadOnly)
+    if let damage = status.damage { json.field("damage", damage) }
     json.field("uptime-seconds", status.uptimeNanoseconds / 1_000_000_000)
     json.beginObject("connections")
     json.field("now", status.connectionCount)

@@ -91,6 +91,7 @@ extension ImageStack {
   /// Starts a flush when one is wanted and none runs. Called once a tick, so that all requests of
   /// a tick share it.
   mutating func startFlushIfWanted() {
+    if overlapGuard.isUnmarked { markCorrupt() }
     guard !flush.isRunning, !flush.waiting.isEmpty || flush.isWanted else { return }
     flush.isWanted = false
     flush.answers = flush.waiting

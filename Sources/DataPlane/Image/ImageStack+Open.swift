@@ -20,6 +20,7 @@ extension ImageStack {
     // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
     let allocator = try Allocator(plan)
+    let overlapGuard = try OverlapGuard(plan, l1: tables[0], refcountTable: allocator.table)
     var bitmaps = BitmapSet(
       diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
     try bitmaps.perform(plan.bitmapActions)
@@ -52,6 +53,7 @@ extension ImageStack {
     }
     cache = TableCache(byteCount: plan.metadataCacheByteCount)
     self.allocator = allocator
+    self.overlapGuard = overlapGuard
     self.bitmaps = bitmaps
     self.disks = disks
     self.pool = pool

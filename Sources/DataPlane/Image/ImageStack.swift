@@ -85,6 +85,7 @@ struct ImageStack: ~Copyable {
   let usesIndex: Bool
 
   var allocator: Allocator
+  var overlapGuard: OverlapGuard
   /// What was written since when, as clients may ask.
   var bitmaps: BitmapSet
   var flush = FlushState()

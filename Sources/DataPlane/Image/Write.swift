@@ -118,7 +118,7 @@ extension ImageStack {
         return .more
       case .needsTable(let pageOffset, let l1Index):
         return waitForTable(index, 0, pageOffset, .l2, l1Index)
-      case .damaged: return fail(index, .io)
+      case .damaged: return failDamaged(index, at: cursor)
       }
     }
     requests.slots[index].stage = .awaitingWrites
@@ -162,6 +162,14 @@ extension ImageStack {
       geometry: geometry)
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return .needsTable(pageOffset: place.pageOffset, l1Index: l1Index)
+    }
+    var end = end
+    if cache.pages[page].inspection != .sound {
+      if cache.pages[page].inspection == .none { inspect(page) }
+      if cache.pages[page].inspection == .suspect {
+        if activeDamage(at: cursor) != nil { return .damaged }
+        end = min(end, (cursor + 1).alignedUp(to: geometry.clusterByteCount))
+      }
     }
     let run =
       geometry.hasSubclusters

@@ -35,7 +35,7 @@ extension ImageStack {
     case .needsL2Table(let l1Index): return makeTableForZeroes(index, l1Index)
     case .needsTable(let pageOffset, let l1Index):
       return waitForTable(index, 0, pageOffset, .l2, l1Index)
-    case .damaged: return fail(index, .io)
+    case .damaged: return failDamaged(index, at: cursor)
     }
   }
 

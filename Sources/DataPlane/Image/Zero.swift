@@ -110,7 +110,7 @@ extension ImageStack {
       case .needsTable(let layer, let pageOffset, let l1Index):
         return waitForTable(index, layer, pageOffset, .l2, l1Index)
       case .needsIndex(let pageStart): return fillIndex(index, pageStart)
-      case .damaged: return fail(index, .io)
+      case .damaged: return failDamaged(index, at: cursor)
       }
     }
     let aligned = ByteRange(start: cursor, end: end).roundedOut(to: alignment)
@@ -226,7 +226,7 @@ extension ImageStack {
     case .needsTable(let layer, let pageOffset, let l1Index):
       return waitForTable(index, layer, pageOffset, .l2, l1Index)
     case .needsIndex(let pageStart): return fillIndex(index, pageStart)
-    case .damaged: return fail(index, .io)
+    case .damaged: return failDamaged(index, at: cursor)
     case .zero, .data, .compressed: break
     }
     if l1Entry.isEmpty || !l1Entry.isCopied {

@@ -68,6 +68,7 @@ extension ExportLoop {
     }
     return ExportStatus(
       name: plan.name, diskByteCount: image.bitmaps.diskByteCount, isReadOnly: plan.isReadOnly,
+      damage: image.overlapGuard.verdict,
       uptimeNanoseconds: MonotonicClock.nanoseconds - startNanoseconds,
       connectionCount: connections.count, connectionsMax: connections.capacity,
       connectionTotal: counters.connectionTotal, commands: commands,

@@ -35,7 +35,8 @@ public struct ExportLoop: ~Copyable {
     func token(_ index: Int = 0) -> UInt64 { rawValue << 32 | UInt64(index) }
   }
 
-  let plan: ExportPlan
+  /// Becomes read-only when the image turns out to be damaged.
+  var plan: ExportPlan
   let notice: ExportNotice
   var image: ImageStack
   var events: EventLoop
@@ -172,6 +173,7 @@ public struct ExportLoop: ~Copyable {
       let goesOn = image.takeDiskCompletions() || !image.ready.isEmpty
       if goesOn, roundCount < ExportLoop.roundsMax { continue }
       makeReplies()
+      if image.overlapGuard.isUnreported { reportDamage() }
       transmitAll()
       if goesOn || !resumeStalled() { return }
     }

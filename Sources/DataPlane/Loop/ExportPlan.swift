@@ -78,6 +78,8 @@ public struct ExportPlan {
   public var patience = ClientPatience()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
+  /// Which of the image's own tables are guarded against being overwritten.
+  public var overlapCheck = OverlapCheck.cached
   /// What makes the dirty bitmaps that the export begins with.
   public var bitmapActions: [BitmapAction] = []
 
