@@ -13,6 +13,7 @@ enum FuzzTarget: String, CaseIterable {
   case addresses = "NBDURI"
   case json = "JSON"
   case encryption = "LUKS"
+  case foreignImages = "ForeignImages"
 
   func run(_ bytes: [UInt8]) {
     switch self {
@@ -23,6 +24,7 @@ enum FuzzTarget: String, CaseIterable {
     case .addresses: fuzzAddress(bytes)
     case .json: fuzzJSON(bytes)
     case .encryption: fuzzEncryptionHeader(bytes)
+    case .foreignImages: fuzzForeignImage(bytes)
     }
   }
 }

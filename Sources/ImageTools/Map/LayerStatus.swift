@@ -123,6 +123,23 @@ struct LayerMap {
     return run
   }
 
+  /// Where the compressed cluster at `offset` is stored.
+  mutating func compressedRange(at offset: UInt64) throws(ImageFault) -> ByteRange {
+    guard let tables else { preconditionFailure("a raw layer has no clusters") }
+    let geometry = tables.geometry
+    let guest = GuestOffset(byteOffset: offset)
+    let l1 = L1Entry(
+      rawValue: try l1Slice.word(
+        geometry.l1Index(of: guest), ofTableAt: tables.l1TableOffset,
+        entryCount: tables.l1EntryCount, reader))
+    let wordsPerEntry = geometry.l2EntryByteCount / 8
+    let l2 = L2Entry(
+      rawValue: try l2Slice.word(
+        geometry.l2Index(of: guest) * wordsPerEntry, ofTableAt: l1.tableOffset.byteOffset,
+        entryCount: geometry.tableWordCount, reader))
+    return l2.compressedRange(in: geometry)
+  }
+
   /// What the cluster says of its bytes from `inCluster` on: of all, or of equal subclusters.
   private mutating func clusterRun(
     _ index: Int, from inCluster: UInt64, _ table: UInt64, _ tables: MappingTables

@@ -55,7 +55,7 @@ public enum Map {
 
   /// The source of the disk at `offset`: the first layer from the top that holds it. What no layer
   /// holds reads as zeroes and counts for the layer where the search ended.
-  private static func resolve(
+  static func resolve(
     at offset: UInt64, end: UInt64, _ maps: inout [LayerMap]
   ) throws(ImageFault) -> MapExtent {
     var limit = end - offset
