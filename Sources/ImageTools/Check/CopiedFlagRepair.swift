@@ -6,11 +6,12 @@
 import LinuxIO
 import Qcow2
 
-/// Corrects the COPIED flags of an image whose references are known.
+/// Corrects the COPIED flags of an image whose reference counts are known.
 struct CopiedFlagRepair {
   let header: Header
   let reader: MetadataReader
-  let counts: ClusterCounts
+  /// The reference count of a cluster.
+  let count: (UInt64) throws(ImageFault) -> UInt64
 
   /// Writes the tables whose flags are wrong.
   func run() throws(ImageFault) {
@@ -20,9 +21,11 @@ struct CopiedFlagRepair {
       let count = min(131_072, header.l1EntryCount - first)
       let offset = header.l1TableOffset.byteOffset + UInt64(first) * 8
       let words = try words(at: offset, count: count)
-      let corrected = words.map { word in
+      var corrected = words
+      for (index, word) in words.enumerated() where word != 0 {
         let cluster = CopiedFlags.cluster(ofL1: word, geometry: header.geometry)
-        return cluster.map { CopiedFlags.corrected(word, count: references(to: $0)) } ?? word
+        guard let cluster else { continue }
+        corrected[index] = CopiedFlags.corrected(word, count: try self.count(cluster))
       }
       if corrected != words { try write(corrected, at: offset) }
       for word in corrected where word != 0 {
@@ -35,16 +38,14 @@ struct CopiedFlagRepair {
 
   private func correctTable(at offset: UInt64) throws(ImageFault) {
     let words = try words(at: offset, count: header.geometry.l2EntryCount)
-    let corrected = words.map { word in
+    var corrected = words
+    for (index, word) in words.enumerated() where word != 0 {
       let cluster = CopiedFlags.cluster(
         ofL2: word, geometry: header.geometry, version: header.version)
-      return cluster.map { CopiedFlags.corrected(word, count: references(to: $0)) } ?? word
+      guard let cluster else { continue }
+      corrected[index] = CopiedFlags.corrected(word, count: try self.count(cluster))
     }
     if corrected != words { try write(corrected, at: offset) }
-  }
-
-  private func references(to cluster: UInt64) -> UInt64 {
-    cluster < counts.clusterCount ? counts[cluster] : 0
   }
 
   private func words(at offset: UInt64, count: Int) throws(ImageFault) -> [UInt64] {

@@ -37,7 +37,10 @@ public enum RebuildRefcounts {
       } else {
         repaired = try writeNewStructure(reader, header)
       }
-      try CopiedFlagRepair(header: header, reader: reader, counts: checker.counts).run()
+      let counts = checker.counts
+      try CopiedFlagRepair(header: header, reader: reader) { (cluster) throws(ImageFault) in
+        cluster < counts.clusterCount ? counts[cluster] : 0
+      }.run()
     }
     repaired.incompatibleFeatures.remove(.dirty)
     try storage.synchronize()
