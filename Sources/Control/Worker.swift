@@ -119,7 +119,8 @@ public struct Worker {
       return try OpenChain.open(
         path: export.imagePath, format: export.format,
         access: export.isReadOnly ? .readOnly : .readWrite,
-        options: OpenChain.Options(detection: .topQcow2, remote: remote))
+        options: OpenChain.Options(
+          detection: .topQcow2, snapshot: export.snapshot, remote: remote))
     } catch {
       throw ControlError(error)
     }

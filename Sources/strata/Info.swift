@@ -18,6 +18,10 @@ struct Info: ParsableCommand {
   @Flag(name: .customLong("backing-chain"), help: "Describe the backing files too.")
   var backingChain = false
 
+  @Option(
+    help: ArgumentHelp("Describe the image at this internal snapshot.", valueName: "id-or-name"))
+  var snapshot: String?
+
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
@@ -30,7 +34,8 @@ struct Info: ParsableCommand {
     let chain = try remote.open { remote in
       try ImageInfo.list(
         path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-        includesBackingChain: backingChain, takesLocks: !forceShare, remote: remote)
+        includesBackingChain: backingChain, takesLocks: !forceShare, snapshot: snapshot,
+        remote: remote)
     }
     switch output {
     case .human: print(chain.map(\.humanText).joined(separator: "\n"), terminator: "")

@@ -22,6 +22,10 @@ struct Map: ParsableCommand {
   @Option(name: [.customShort("l"), .customLong("max-length")], help: "How far to go.")
   var maxLength: String?
 
+  @Option(
+    help: ArgumentHelp("Map this internal snapshot of the image.", valueName: "id-or-name"))
+  var snapshot: String?
+
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
@@ -57,7 +61,8 @@ struct Map: ParsableCommand {
   ) throws {
     try ImageTools.Map.run(
       path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-      takesLocks: !forceShare, start: start, byteCountMax: length, remote: remote
+      takesLocks: !forceShare, start: start, byteCountMax: length, snapshot: snapshot,
+      remote: remote
     ) { (extent, path) throws(ImageFault) in
       if isHuman {
         if count == 0 { print(MapExtent.humanTitle) }

@@ -23,6 +23,11 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Serve the disk as it was at this internal snapshot, read-only.", valueName: "id-or-name"))
+  var snapshot: String?
+
+  @Option(
+    help: ArgumentHelp(
       "How files are read and written: native (Linux AIO with O_DIRECT) or sync."
         + " (default: native)", valueName: "engine"))
   var aio: Engine?
@@ -115,13 +120,13 @@ struct ExportOptions: ParsableArguments {
   ///
   /// - Parameters:
   ///   - image: the path.
-  ///   - common: what was said for all exports, and holds where nothing is said here. Format and
-  ///     description are never common: a wrong format destroys an image.
+  ///   - common: what was said for all exports, and holds where nothing is said here. Format,
+  ///     snapshot and description are never common: a wrong format destroys an image.
   func config(image: String, name: String?, common: ExportOptions?) throws -> ExportConfig {
     let engine = aio ?? common?.aio ?? .native
     var config = ExportConfig(
       imagePath: image, format: format,
-      isReadOnly: readOnly || common?.readOnly == true,
+      isReadOnly: readOnly || common?.readOnly == true || snapshot != nil,
       engine: engine == .native ? .aio : .sync, name: name,
       description: description ?? "",
       minimumBlockByteCount: try ExportOptions.byteCount(
@@ -135,6 +140,7 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
+    config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
     let bitmaps = bitmap.isEmpty ? common?.bitmap ?? [] : bitmap
     config.bitmaps = try bitmaps.map(ExportOptions.bitmapConfig)

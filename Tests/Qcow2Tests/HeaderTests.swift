@@ -184,7 +184,6 @@ import Testing
 @Suite struct `What a qcow2 image needs and this program lacks` {
   static let features: [(HeaderBytes, String)] = [
     (HeaderBytes.version3.with(UInt64(1 << 20), at: 72), "bit 20"),
-    (HeaderBytes.version3.with(UInt64(1 << 4), at: 72), "extended L2"),
     (HeaderBytes.version3.with(UInt64(1 << 2), at: 72), "external data file"),
     (HeaderBytes.version3.with(UInt64(1 << 3), at: 72).with(UInt8(2), at: 104), "type 2"),
     (HeaderBytes.version3.with(UInt32(1), at: 32), "AES"),

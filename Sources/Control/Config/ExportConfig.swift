@@ -30,6 +30,8 @@ public struct ExportConfig: Sendable {
   public var remote = RemotePolicy()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
+  /// Id or name of an internal snapshot that is served in the place of the disk, read-only.
+  public var snapshot: String?
   /// The dirty bitmaps to begin with.
   public var bitmaps: [BitmapConfig] = []
 

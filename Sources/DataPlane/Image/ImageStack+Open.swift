@@ -66,12 +66,13 @@ extension ImageStack {
   private static func activeBlockByteCount(_ plan: ExportPlan) throws(ImageError) -> UInt64 {
     let block = plan.layers[0].storage.file.blockByteCount
     if case .qcow2(let header) = plan.layers[0].format,
-      header.geometry.clusterByteCount < block, !plan.isReadOnly
+      header.geometry.subclusterByteCount < block, !plan.isReadOnly
     {
+      let name = header.geometry.hasSubclusters ? "subclusters" : "clusters"
       throw ImageError(
         .unsupported,
-        "its clusters of \(header.geometry.clusterByteCount) bytes are smaller than the blocks of"
-          + " \(block) bytes of the storage")
+        "its \(name) of \(header.geometry.subclusterByteCount) bytes are smaller than the blocks"
+          + " of \(block) bytes of the storage")
     }
     return plan.isReadOnly ? 1 : block
   }
@@ -79,8 +80,8 @@ extension ImageStack {
   /// The alignment in bytes for direct I/O on all local files of the chain, a multiple of `block`;
   /// nil to use the page cache.
   ///
-  /// All or nothing: a segment may begin at any cluster border or disk end of any layer, so one
-  /// layer that does not keep the strictest file's alignment would make reads of the others
+  /// All or nothing: a segment may begin at any border of a (sub)cluster or end of a disk of any
+  /// layer, so one that does not keep the strictest file's alignment would make reads of the others
   /// unaligned (decision 0003).
   private static func chooseAlignment(_ plan: ExportPlan, _ block: UInt64) -> UInt64? {
     var alignment = block
@@ -97,7 +98,7 @@ extension ImageStack {
       case .raw:
         guard layer.diskByteCount.isAligned(to: alignment) else { return disableDirect(plan) }
       case .qcow2(let header):
-        guard header.geometry.clusterByteCount >= alignment,
+        guard header.geometry.subclusterByteCount >= alignment,
           index == 0 || layer.diskByteCount.isAligned(to: alignment)
         else { return disableDirect(plan) }
       }

@@ -65,7 +65,7 @@ extension LayerPlan {
     guard case .qcow2(let header) = format else { return [] }
     return try readTable(
       at: header.refcountTableOffset,
-      entryCount: header.refcountTableClusterCount * header.geometry.l2EntryCount,
+      entryCount: header.refcountTableClusterCount * header.geometry.tableWordCount,
       what: "the refcount table")
   }
 

@@ -39,12 +39,15 @@ public enum OpenChain {
     /// Off for verbs that change tables but no byte of the disk: what autoclear bits that we know
     /// say of the disk stays true.
     public var changesDisk: Bool
+    /// Id or name of the top image's internal snapshot that is to be read in the place of its disk.
+    public var snapshot: String?
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
 
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
       requiresSupport: Bool = true, rebuildsDirty: Bool = true, changesDisk: Bool = true,
+      snapshot: String? = nil,
       remote: (any RemoteOpener)? = nil
     ) {
       self.remote = remote
@@ -54,6 +57,7 @@ public enum OpenChain {
       self.requiresSupport = requiresSupport
       self.rebuildsDirty = rebuildsDirty
       self.changesDisk = changesDisk
+      self.snapshot = snapshot
     }
   }
 
@@ -111,8 +115,10 @@ public enum OpenChain {
     } else {
       format = try detectFormat(of: storage, source, options.detection)
     }
+    let snapshot = source.overlay == nil ? options.snapshot : nil
     switch format {
     case .raw:
+      if snapshot != nil { throw SnapshotEditor.noneInRaw(storage.path) }
       return try OpenedLayer(raw: storage)
     case .qcow2:
       var header = try OpenedLayer.readHeader(of: storage)
@@ -135,6 +141,10 @@ public enum OpenChain {
       if access == .readWrite && header.autoclearFeatures != kept {
         header.autoclearFeatures = kept
         try storage.rewriteHeader(to: header)
+      }
+      if let snapshot {
+        precondition(access == .readOnly, "a snapshot is opened for writing")
+        header = try SnapshotEditor.view(of: header, storage, at: snapshot)
       }
       return OpenedLayer(qcow2: storage, header: header)
     }

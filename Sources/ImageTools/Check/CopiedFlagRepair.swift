@@ -37,13 +37,16 @@ struct CopiedFlagRepair {
   }
 
   private func correctTable(at offset: UInt64) throws(ImageFault) {
-    let words = try words(at: offset, count: header.geometry.l2EntryCount)
+    let words = try words(at: offset, count: header.geometry.tableWordCount)
+    let table = L2TableWords(words, header)
     var corrected = words
-    for (index, word) in words.enumerated() where word != 0 {
+    for index in 0..<table.entryCount {
+      let word = table.descriptor(index).rawValue
       let cluster = CopiedFlags.cluster(
         ofL2: word, geometry: header.geometry, version: header.version)
       guard let cluster else { continue }
-      corrected[index] = CopiedFlags.corrected(word, count: try self.count(cluster))
+      corrected[table.wordIndex(index)] = CopiedFlags.corrected(
+        word, count: try self.count(cluster))
     }
     if corrected != words { try write(corrected, at: offset) }
   }

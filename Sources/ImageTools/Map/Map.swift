@@ -13,14 +13,16 @@ public enum Map {
   /// - Parameters:
   ///   - start: where to begin; nothing comes when it is past the end.
   ///   - byteCountMax: how far to go, nil for the whole disk.
+  ///   - snapshot: id or name of the image's snapshot to be mapped in the place of its disk.
   public static func run(
     path: String, format: ImageFormat?, takesLocks: Bool, start: UInt64 = 0,
-    byteCountMax: UInt64? = nil, remote: (any RemoteOpener)? = nil,
+    byteCountMax: UInt64? = nil, snapshot: String? = nil, remote: (any RemoteOpener)? = nil,
     extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
   ) throws(ImageFault) {
     let layers = try OpenChain.open(
       path: path, format: format, access: .readOnly,
-      options: OpenChain.Options(detection: .top, takesLocks: takesLocks, remote: remote))
+      options: OpenChain.Options(
+        detection: .top, takesLocks: takesLocks, snapshot: snapshot, remote: remote))
     var maps: [LayerMap] = []
     for layer in layers { maps.append(try LayerMap(layer)) }
     let (limit, overflows) = start.addingReportingOverflow(byteCountMax ?? .max)

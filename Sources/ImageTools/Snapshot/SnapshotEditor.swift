@@ -23,11 +23,7 @@ struct SnapshotEditor {
       options: OpenChain.Options(
         detection: .topQcow2, followsBackingFiles: false, requiresSupport: false,
         changesDisk: false))
-    guard let header = layers[0].header else {
-      throw ImageFault(
-        path, "a raw image has no snapshots", wayOut: "copy it to qcow2 (qemu-img convert)",
-        kind: .unsupported)
-    }
+    guard let header = layers[0].header else { throw Self.noneInRaw(path) }
     try Self.requireUsable(header, path)
     self.storage = layers[0].storage
     self.snapshots = try Self.snapshots(of: header, storage)
@@ -59,12 +55,36 @@ struct SnapshotEditor {
       })
   }
 
+  static func noneInRaw(_ path: String) -> ImageFault {
+    ImageFault(
+      path, "a raw image has no snapshots", wayOut: "copy it to qcow2 (qemu-img convert)",
+      kind: .unsupported)
+  }
+
+  /// The header by which a snapshot is read.
+  static func view(
+    of header: Header, _ storage: LayerFile, at idOrName: String
+  ) throws(ImageFault) -> Header {
+    let table = try snapshots(of: header, storage)
+    guard let index = table.index(of: idOrName) else { throw missing(idOrName, storage.path) }
+    let fileByteCount = try storage.byteCount()
+    do throws(ImageError) {
+      return try header.atSnapshot(table.entries[index], fileByteCount: fileByteCount)
+    } catch {
+      throw ImageFault(storage.path, error)
+    }
+  }
+
+  private static func missing(_ idOrName: String, _ path: String) -> ImageFault {
+    ImageFault(
+      path, "it has no snapshot with the id or name '\(idOrName)'",
+      wayOut: "list them (strata snapshot list)", kind: .refused)
+  }
+
   /// Where in the table the snapshot with this id or name is.
   func index(of idOrName: String) throws(ImageFault) -> Int {
     guard let index = snapshots.index(of: idOrName) else {
-      throw ImageFault(
-        storage.path, "it has no snapshot with the id or name '\(idOrName)'",
-        wayOut: "list them (strata snapshot list)", kind: .refused)
+      throw Self.missing(idOrName, storage.path)
     }
     let entry = snapshots.entries[index]
     guard entry.l1TableOffset.byteOffset.isAligned(to: geometry.clusterByteCount),

@@ -60,6 +60,7 @@ public struct Header: Sendable, Hashable {
   public init(version: Int, geometry: ClusterGeometry, diskByteCount: UInt64) {
     precondition(version == 2 || version == 3, "qcow2 has versions 2 and 3")
     precondition(version == 3 || geometry.refcountOrder == 4, "version 2 has 16-bit counts")
+    precondition(version == 3 || !geometry.hasSubclusters, "version 2 has no subclusters")
     self.version = version
     self.geometry = geometry
     self.diskByteCount = diskByteCount
@@ -70,7 +71,7 @@ public struct Header: Sendable, Hashable {
     self.refcountTableClusterCount = 0
     self.snapshotCount = 0
     self.snapshotTableOffset = HostOffset(byteOffset: 0)
-    self.incompatibleFeatures = []
+    self.incompatibleFeatures = geometry.hasSubclusters ? .extendedL2 : []
     self.compatibleFeatures = []
     self.autoclearFeatures = []
     self.compressionType = 0

@@ -89,10 +89,6 @@ extension Header {
     if incompatibleFeatures.contains(.externalDataFile) {
       throw ImageError(.unsupported, unsupported("an external data file"))
     }
-    if incompatibleFeatures.contains(.extendedL2) {
-      throw ImageError(
-        .unsupported, unsupported("extended L2 entries (subclusters)"))
-    }
     if compressionType > Self.compressionTypeMax {
       throw ImageError(.unsupported, unsupported("compression of type \(compressionType)"))
     }
@@ -119,6 +115,11 @@ extension Header {
   }
 
   private func requireWritable() throws(ImageError) {
+    if incompatibleFeatures.contains(.extendedL2) {
+      throw ImageError(
+        .unsupported,
+        "writing images with extended L2 entries (subclusters) is not supported; open it read-only")
+    }
     if isMarkedCorrupt {
       throw ImageError(
         .corrupt,
