@@ -140,7 +140,7 @@ public enum PlanCompiler {
   private static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
     LayerPlan(
       storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
-      diskByteCount: layer.exactDiskByteCount)
+      diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
   }
 
   private static func validate(text: String, option: String) throws(ControlError) {

@@ -5,6 +5,7 @@
 
 import BlockTypes
 import DataPlane
+import ImageTools
 import NBDProtocol
 
 /// One export, in the user's words.
@@ -32,6 +33,10 @@ public struct ExportConfig: Sendable {
   public var clientsMayResize = false
   /// Id or name of an internal snapshot that is served in the place of the disk, read-only.
   public var snapshot: String?
+  /// Where the keys of encrypted images are.
+  public var keys: [KeySource] = []
+  /// They were said for all exports, of which some may need none.
+  public var keysAreCommon = false
   /// The dirty bitmaps to begin with.
   public var bitmaps: [BitmapConfig] = []
 

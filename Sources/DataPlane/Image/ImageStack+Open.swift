@@ -15,13 +15,14 @@ extension ImageStack {
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
   ///   engine, `BitmapFault` when a bitmap cannot be made.
   init(_ plan: ExportPlan, slotCount: Int) throws {
+    for layer in plan.layers { try layer.requireCipher() }
     // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
     let allocator = try Allocator(plan)
     var bitmaps = BitmapSet(
       diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
     try bitmaps.perform(plan.bitmapActions)
-    let block = try ImageStack.activeBlockByteCount(plan)
+    let block = try ImageStack.blockByteCount(plan)
     let direct = plan.engine == .aio ? ImageStack.chooseAlignment(plan, block) : nil
     var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
     for layer in plan.layers {
@@ -32,6 +33,7 @@ extension ImageStack {
           layer.storage, direct: direct != nil, byteCount: try layer.storage.file.byteCount())
       }
     }
+    let ciphers = plan.layers.map { $0.cipher.map { disks.add($0) } ?? -1 }
     let pool = try BlockingPool(threadCount: 2)
     var buffers = BufferPool()
     guard let zeroes = buffers.acquire(byteCount: ImageStack.largestCluster(plan)) else {
@@ -40,7 +42,7 @@ extension ImageStack {
 
     requests = RequestTable(slotCount: slotCount)
     layers = FixedArray(count: tables.count) {
-      Layer(plan.layers[$0], file: $0, l1: tables[$0])
+      Layer(plan.layers[$0], file: $0, cipher: ciphers[$0], l1: tables[$0])
     }
     cache = TableCache(byteCount: plan.metadataCacheByteCount)
     self.allocator = allocator
@@ -61,9 +63,10 @@ extension ImageStack {
     }
   }
 
-  /// What writes to the active layer are multiples of in any case: the blocks of a remote storage.
-  /// Reads of remote backing files need no alignment (`RemoteStorage`).
-  private static func activeBlockByteCount(_ plan: ExportPlan) throws(ImageError) -> UInt64 {
+  /// What all I/O is a multiple of in any case: the sectors of encrypted layers, and, where there
+  /// are writes, the blocks of a remote active layer. Reads of remote backing files need no
+  /// alignment (`RemoteStorage`).
+  private static func blockByteCount(_ plan: ExportPlan) throws(ImageError) -> UInt64 {
     let block = plan.layers[0].storage.file.blockByteCount
     if case .qcow2(let header) = plan.layers[0].format,
       header.geometry.subclusterByteCount < block, !plan.isReadOnly
@@ -74,7 +77,8 @@ extension ImageStack {
         "its \(name) of \(header.geometry.subclusterByteCount) bytes are smaller than the blocks"
           + " of \(block) bytes of the storage")
     }
-    return plan.isReadOnly ? 1 : block
+    let sector = plan.layers.contains { $0.cipher != nil } ? UInt64(CipherSector.byteCount) : 1
+    return max(plan.isReadOnly ? 1 : block, sector)
   }
 
   /// The alignment in bytes for direct I/O on all local files of the chain, a multiple of `block`;

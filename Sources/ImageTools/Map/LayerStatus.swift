@@ -144,7 +144,7 @@ struct LayerMap {
       kind = part.kind
       run.byteCount = UInt64(first + part.count) << UInt64(geometry.subclusterBits) - inCluster
       // A subcluster that is elsewhere may have a place here.
-      if kind == .unallocated && entry.hostOffset.byteOffset != 0 {
+      if kind == .unallocated && entry.hostOffset.byteOffset != 0 && !tables.isEncrypted {
         run.hostOffset = entry.hostOffset.byteOffset + inCluster
       }
     }
@@ -153,10 +153,11 @@ struct LayerMap {
     case .zeroPlain: run.isZero = true
     case .zeroAllocated:
       run.isZero = true
-      run.hostOffset = entry.hostOffset.byteOffset + inCluster
+      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset + inCluster
     case .normal:
       run.isData = true
-      run.hostOffset = entry.hostOffset.byteOffset + inCluster
+      // What lies there is not what the disk holds.
+      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset + inCluster
     case .compressed: run.isData = true
     case .invalid:
       throw ImageFault(
@@ -174,11 +175,13 @@ private struct MappingTables {
   let version: Int
   let l1TableOffset: UInt64
   let l1EntryCount: Int
+  let isEncrypted: Bool
 
   init(_ header: Header) {
     geometry = header.geometry
     version = header.version
     l1TableOffset = header.l1TableOffset.byteOffset
     l1EntryCount = header.l1EntryCount
+    isEncrypted = header.encryptionMethod != 0
   }
 }

@@ -21,6 +21,8 @@ public struct Header: Sendable, Hashable {
   public var diskByteCount: UInt64
   /// 0 none, 1 AES, 2 LUKS.
   public var encryptionMethod: UInt32
+  public static let encryptionAES: UInt32 = 1
+  public static let encryptionLUKS: UInt32 = 2
   public var l1EntryCount: Int
   public var l1TableOffset: HostOffset
   public var refcountTableOffset: HostOffset
@@ -101,6 +103,12 @@ public struct Header: Sendable, Hashable {
   public func bitmaps() throws(ImageError) -> BitmapsExtension? {
     guard let content = content(of: HeaderExtension.bitmapsType) else { return nil }
     return try BitmapsExtension(decoding: content, geometry: geometry)
+  }
+
+  /// Where the LUKS header and its key slots are, nil when there is no such extension.
+  public func encryptionArea() throws(ImageError) -> EncryptionExtension? {
+    guard let content = content(of: HeaderExtension.encryptionType) else { return nil }
+    return try EncryptionExtension(decoding: content, geometry: geometry)
   }
 
   /// The recorded name of the external data file.
