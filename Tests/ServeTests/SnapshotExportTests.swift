@@ -15,7 +15,7 @@ import Testing
       ["qemu-io", "-c", "write -P 1 0 1M", image], ["qemu-img", "snapshot", "-c", "old", image],
       ["qemu-img", "resize", "-q", image, "2M"], ["qemu-io", "-c", "write -P 2 0 2M", image],
     ] {
-      let result = try runTool(requireTool(words[0]), arguments: Array(words.dropFirst()))
+      let result = try runTool(words)
       try #require(result.code == 0, "\(result)")
     }
     return (fixture, image)
