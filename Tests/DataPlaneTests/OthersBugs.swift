@@ -200,7 +200,8 @@ private let cluster: UInt64 = 65_536
     // Magic, FUA, WRITE, cookie, offset, length (proto.md, "Request message").
     var bytes: [UInt8] = [0x25, 0x60, 0x95, 0x13, 0, 1, 0, 1]
     bytes += [UInt8](repeating: 7, count: 8) + [UInt8](repeating: 0, count: 8) + [0, 0, 2, 0]
-    let header = try #require(RequestHeader(decoding: bytes.span.bytes, at: 0))
+    let decoded = RequestHeader(decoding: bytes.span.bytes, at: 0)
+    let header = try #require(decoded)
     #expect(header.command == Command.write.rawValue)
     #expect(header.flags == .fua)
     #expect(header.length == 512)
