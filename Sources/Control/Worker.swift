@@ -125,7 +125,8 @@ public struct Worker {
     _ export: ExportConfig, _ remote: RemoteImages, _ keys: inout KeyReader
   ) throws(ControlError) -> [OpenedLayer] {
     do throws(ImageFault) {
-      var options = OpenChain.Options(detection: .topQcow2, remote: remote)
+      var options = OpenChain.Options(
+        detection: .topQcow2, snapshot: export.snapshot, remote: remote)
       options.allowedDataFiles = export.allowedDataFiles
       let ring = try keys.ring(export.keys)
       options.keys = ring

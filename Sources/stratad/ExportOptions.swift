@@ -23,6 +23,11 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Serve the disk as it was at this internal snapshot, read-only.", valueName: "id-or-name"))
+  var snapshot: String?
+
+  @Option(
+    help: ArgumentHelp(
       "How files are read and written: native (Linux AIO with O_DIRECT) or sync."
         + " (default: native)", valueName: "engine"))
   var aio: Engine?
@@ -138,13 +143,13 @@ struct ExportOptions: ParsableArguments {
   ///
   /// - Parameters:
   ///   - image: the path.
-  ///   - common: what was said for all exports, and holds where nothing is said here. Format and
-  ///     description are never common: a wrong format destroys an image.
+  ///   - common: what was said for all exports, and holds where nothing is said here. Format,
+  ///     snapshot and description are never common: a wrong format destroys an image.
   func config(image: String, name: String?, common: ExportOptions?) throws -> ExportConfig {
     let engine = aio ?? common?.aio ?? .native
     var config = ExportConfig(
       imagePath: image, format: format,
-      isReadOnly: readOnly || common?.readOnly == true,
+      isReadOnly: readOnly || common?.readOnly == true || snapshot != nil,
       engine: engine == .native ? .aio : .sync, name: name,
       description: description ?? "",
       minimumBlockByteCount: try ExportOptions.byteCount(
@@ -160,6 +165,7 @@ struct ExportOptions: ParsableArguments {
     config.remote = remote.policy(common?.remote)
     config.allowedDataFiles =
       allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
+    config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
     config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
     config.keys = try keys()

@@ -39,6 +39,8 @@ public enum OpenChain {
     /// Off for verbs that change tables but no byte of the disk: what autoclear bits that we know
     /// say of the disk stays true.
     public var changesDisk: Bool
+    /// Id or name of the top image's internal snapshot that is to be read in the place of its disk.
+    public var snapshot: String?
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
     /// Data files that images may name besides those in their own folders.
@@ -51,7 +53,7 @@ public enum OpenChain {
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
       requiresSupport: Bool = true, rebuildsDirty: Bool = true, changesDisk: Bool = true,
-      remote: (any RemoteOpener)? = nil
+      snapshot: String? = nil, remote: (any RemoteOpener)? = nil
     ) {
       self.remote = remote
       self.detection = detection
@@ -60,6 +62,7 @@ public enum OpenChain {
       self.requiresSupport = requiresSupport
       self.rebuildsDirty = rebuildsDirty
       self.changesDisk = changesDisk
+      self.snapshot = snapshot
     }
   }
 
@@ -121,8 +124,10 @@ public enum OpenChain {
     } else {
       format = try detectFormat(of: storage, source, options.detection)
     }
+    let snapshot = source.overlay == nil ? options.snapshot : nil
     switch format {
     case .raw:
+      if snapshot != nil { throw SnapshotEditor.noneInRaw(storage.path) }
       return try OpenedLayer(raw: storage)
     case .qcow2:
       var header = try OpenedLayer.readHeader(of: storage)
@@ -154,6 +159,10 @@ public enum OpenChain {
       if access == .readWrite && header.autoclearFeatures != kept {
         header.autoclearFeatures = kept
         try storage.rewriteHeader(to: header)
+      }
+      if let snapshot {
+        precondition(access == .readOnly, "a snapshot is opened for writing")
+        header = try SnapshotEditor.view(of: header, storage, at: snapshot)
       }
       return OpenedLayer(
         qcow2: storage, dataStorage: dataStorage, header: header, cipher: cipher)

@@ -85,6 +85,9 @@ public enum RebuildRefcounts {
   private static func correctFlags(
     _ reader: MetadataReader, _ header: Header, _ counts: ClusterCounts
   ) throws(ImageFault) {
+    let countOf = { (cluster: UInt64) -> UInt64? in
+      counts.window.contains(cluster) ? UInt64(counts[cluster]) : nil
+    }
     let flags = CopiedFlags(header, fileByteCount: reader.fileByteCount)
     let clusterByteCount = Int(header.geometry.clusterByteCount)
     var seen: Set<UInt64> = []
@@ -93,7 +96,7 @@ public enum RebuildRefcounts {
       let count = min(131_072, header.l1EntryCount - first)
       let offset = header.l1TableOffset.byteOffset + UInt64(first) * 8
       let words = try reader.read(offset, count * 8).bigEndianWords()
-      let corrected = flags.corrected(l1: words, counts: counts)
+      let corrected = flags.corrected(l1: words, count: countOf)
       if corrected != words { try reader.write(corrected, at: offset) }
       for word in corrected {
         let table = L1Entry(rawValue: word).tableOffset.byteOffset
@@ -101,7 +104,7 @@ public enum RebuildRefcounts {
           continue
         }
         let old = try reader.read(table, clusterByteCount).bigEndianWords()
-        let new = flags.corrected(l2: old, counts: counts)
+        let new = flags.corrected(l2: old, count: countOf)
         if new != old { try reader.write(new, at: table) }
       }
       first += count

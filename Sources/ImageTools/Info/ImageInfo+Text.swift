@@ -18,6 +18,9 @@ extension ImageInfo {
     return lines.map { $0 + "\n" }.joined()
   }
 
+  /// The table of the snapshots; nothing when there are none.
+  public var snapshotText: String { snapshotLines.map { $0 + "\n" }.joined() }
+
   private func qcow2Lines(of header: Header) -> [String] {
     var lines: [String] = []
     if header.encryptionMethod != 0 { lines.append("encrypted: yes") }

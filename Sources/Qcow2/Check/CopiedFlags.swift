@@ -13,17 +13,24 @@ public struct CopiedFlags {
     rules = EntryRules(header, fileByteCount: fileByteCount)
   }
 
-  /// The words of an L1 table with the flags that the counts demand; of clusters that `counts` does
-  /// not cover they stay as they are.
-  public func corrected(l1 words: [UInt64], counts: ClusterCounts) -> [UInt64] {
-    words.map { word in
-      let table = word & RawL2Entry.offsetMask
-      return table == 0 ? word : corrected(word, table, counts)
+  /// The words of an L1 table with the flags that the counts demand.
+  ///
+  /// - Parameter count: the reference count of a host cluster; nil leaves its flag as it is.
+  public func corrected<Failure>(
+    l1 words: [UInt64], count: (UInt64) throws(Failure) -> UInt64?
+  ) throws(Failure) -> [UInt64] {
+    var result = words
+    for index in words.indices {
+      let table = words[index] & RawL2Entry.offsetMask
+      if table != 0 { result[index] = try corrected(words[index], table, count) }
     }
+    return result
   }
 
   /// The words of an L2 table, likewise.
-  public func corrected(l2 words: [UInt64], counts: ClusterCounts) -> [UInt64] {
+  public func corrected<Failure>(
+    l2 words: [UInt64], count: (UInt64) throws(Failure) -> UInt64?
+  ) throws(Failure) -> [UInt64] {
     var result = words
     for index in stride(from: 0, to: words.count, by: rules.wordsPerEntry) {
       let entry = RawL2Entry(word: words[index])
@@ -31,14 +38,15 @@ public struct CopiedFlags {
       // Clusters of a data file have no counts, and are overwritten in place.
       result[index] =
         rules.hasDataFile
-        ? entry.word | L2Entry.copiedFlag : corrected(entry.word, entry.hostOffset, counts)
+        ? entry.word | L2Entry.copiedFlag : try corrected(entry.word, entry.hostOffset, count)
     }
     return result
   }
 
-  private func corrected(_ word: UInt64, _ host: UInt64, _ counts: ClusterCounts) -> UInt64 {
-    let cluster = host >> UInt64(rules.geometry.clusterBits)
-    guard counts.window.contains(cluster) else { return word }
-    return counts[cluster] == 1 ? word | L2Entry.copiedFlag : word & ~L2Entry.copiedFlag
+  private func corrected<Failure>(
+    _ word: UInt64, _ host: UInt64, _ count: (UInt64) throws(Failure) -> UInt64?
+  ) throws(Failure) -> UInt64 {
+    guard let count = try count(host >> UInt64(rules.geometry.clusterBits)) else { return word }
+    return count == 1 ? word | L2Entry.copiedFlag : word & ~L2Entry.copiedFlag
   }
 }
