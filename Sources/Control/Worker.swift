@@ -115,11 +115,13 @@ public struct Worker {
   private func openChain(
     _ export: ExportConfig, _ remote: RemoteImages
   ) throws(ControlError) -> [OpenedLayer] {
+    var options = OpenChain.Options(detection: .topQcow2, remote: remote)
+    options.keepsBitmaps = true
     do throws(ImageFault) {
       return try OpenChain.open(
         path: export.imagePath, format: export.format,
         access: export.isReadOnly ? .readOnly : .readWrite,
-        options: OpenChain.Options(detection: .topQcow2, remote: remote))
+        options: options)
     } catch {
       throw ControlError(error)
     }

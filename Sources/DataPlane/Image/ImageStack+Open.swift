@@ -20,6 +20,7 @@ extension ImageStack {
     let allocator = try Allocator(plan)
     var bitmaps = BitmapSet(
       diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
+    let store = try BitmapStore.load(plan, into: &bitmaps)
     try bitmaps.perform(plan.bitmapActions)
     let block = try ImageStack.activeBlockByteCount(plan)
     let direct = plan.engine == .aio ? ImageStack.chooseAlignment(plan, block) : nil
@@ -45,6 +46,7 @@ extension ImageStack {
     cache = TableCache(byteCount: plan.metadataCacheByteCount)
     self.allocator = allocator
     self.bitmaps = bitmaps
+    self.store = store
     self.disks = disks
     self.pool = pool
     self.buffers = buffers

@@ -69,7 +69,9 @@ public struct ExportPlan {
   public var patience = ClientPatience()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
-  /// What makes the dirty bitmaps that the export begins with.
+  /// What becomes of bitmaps that the image keeps when the process ends without notice.
+  public var bitmapDurability = BitmapDurability.region
+  /// What makes the dirty bitmaps that the export begins with, beside those of the image.
   public var bitmapActions: [BitmapAction] = []
 
   public init(

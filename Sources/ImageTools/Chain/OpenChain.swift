@@ -35,6 +35,8 @@ public enum OpenChain {
     public var requiresSupport: Bool
     /// Off for `check`, which looks at a dirty image as it is.
     public var rebuildsDirty: Bool
+    /// On for who keeps up the persistent bitmaps of an image that it writes.
+    public var keepsBitmaps = false
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
 
@@ -114,6 +116,7 @@ public enum OpenChain {
       if options.requiresSupport {
         do throws(ImageError) {
           try header.requireSupported(forWriting: access == .readWrite)
+          if access == .readWrite, !options.keepsBitmaps { try header.requireNoBitmaps() }
         } catch {
           throw ImageFault(storage.path, error)
         }
@@ -121,10 +124,11 @@ public enum OpenChain {
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
-      if access == .readWrite && !header.autoclearFeatures.isEmpty {
-        // qcow2.rst, "autoclear_features": we keep up none of what these bits promise, so they go
-        // before the first write. Valid bitmaps were refused above.
-        header.autoclearFeatures = []
+      let kept: AutoclearFeatures =
+        header.hasPersistentBitmaps ? [.bitmaps, .completeBitmaps] : []
+      if access == .readWrite && !header.autoclearFeatures.isSubset(of: kept) {
+        // qcow2.rst, "autoclear_features": what nobody keeps up goes before the first write.
+        header.autoclearFeatures.formIntersection(kept)
         try storage.writeMutableFields(of: header)
         try storage.synchronize()
       }

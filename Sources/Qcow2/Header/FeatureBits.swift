@@ -42,6 +42,10 @@ public struct AutoclearFeatures: OptionSet, Hashable, Sendable {
   /// The external data file can be read as a raw image.
   public static let rawExternalData = AutoclearFeatures(rawValue: 1 << 1)
 
+  /// Ours: bitmaps that are in use are complete, as far as our header extension says so
+  /// (decision 0024). A writer that does not know it clears it, as it must.
+  public static let completeBitmaps = AutoclearFeatures(rawValue: 1 << 58)
+
   public static let known: AutoclearFeatures = [.bitmaps, .rawExternalData]
 }
 

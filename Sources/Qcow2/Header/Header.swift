@@ -108,6 +108,15 @@ public struct Header: Sendable, Hashable {
     return try BitmapsExtension(decoding: content, geometry: geometry)
   }
 
+  /// Which entries of the bitmap directory are complete though they are in use: bit `i` for entry
+  /// `i` (decision 0024).
+  public var completeBitmapsMask: UInt64 {
+    guard autoclearFeatures.contains(.completeBitmaps), hasPersistentBitmaps,
+      let content = content(of: HeaderExtension.completeBitmapsType), content.count == 8
+    else { return 0 }
+    return content.bigEndianInteger(UInt64.self, at: 0)
+  }
+
   /// The recorded name of the external data file.
   public var externalDataFile: String? {
     content(of: HeaderExtension.externalDataFileType).map { String(decoding: $0, as: UTF8.self) }
