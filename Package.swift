@@ -38,6 +38,8 @@ let package = Package(
     // Its library is loaded when TLS is asked for, and not linked.
     .target(name: "CGnuTLS"),
     .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+    // Its library (libzstd-dev) is loaded when an image needs it, and not linked.
+    .target(name: "CZstd"),
 
     // L1: the vocabulary.
     .target(name: "BlockTypes", swiftSettings: strict),
@@ -51,13 +53,14 @@ let package = Package(
     .target(
       name: "Sandbox", dependencies: ["BlockTypes", "CCapNG", "CLinux"], swiftSettings: strict),
     .target(name: "TLS", dependencies: ["BlockTypes", "CGnuTLS"], swiftSettings: strict),
-    .target(name: "Inflate", dependencies: ["BlockTypes", "CZlib"], swiftSettings: strict),
+    .target(
+      name: "Compression", dependencies: ["BlockTypes", "CZlib", "CZstd"], swiftSettings: strict),
 
     // L3: the hot path.
     .target(
       name: "DataPlane",
       dependencies: [
-        "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Inflate",
+        "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Compression",
       ],
       swiftSettings: strict),
 
@@ -72,7 +75,7 @@ let package = Package(
 
     // L4: images at rest.
     .target(
-      name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate"],
+      name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Compression"],
       swiftSettings: strict),
 
     .target(
@@ -162,7 +165,7 @@ let package = Package(
       name: "BitmapsTests", dependencies: ["BlockTypes", "Bitmaps"], swiftSettings: tests),
     .testTarget(
       name: "ImageToolsTests",
-      dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Inflate", "ImageTools", "strata"],
+      dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Compression", "ImageTools", "strata"],
       swiftSettings: tests),
 
     // T: the ground under the data plane, the data plane without sockets, and what the whole does

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bounds-checked big-endian loads and stores: the byte order of NBD and of qcow2. The
-// loaders below are the only place outside LinuxIO, Sandbox, Inflate and TLS that says `unsafe`.
+// Bounds-checked big-endian loads and stores: the byte order of NBD and of qcow2. The loaders below
+// are the only place outside LinuxIO, Sandbox, Compression and TLS that says `unsafe`.
 
 extension RawSpan {
   /// Loads an integer stored in big-endian order at `offset`. Traps outside the span.

@@ -105,6 +105,9 @@ import Glibc
     files[index].byteCount = byteCount
   }
 
+  /// Bytes that file `index` spans, as far as this queue was told.
+  public func byteCount(ofFile index: Int) -> UInt64 { files[index].byteCount }
+
   @inlinable public var hasRoom: Bool { availableCount > 0 }
   public var availableCount: Int { freeCount }
 

@@ -22,7 +22,7 @@ struct Create: ParsableCommand {
   @Option(
     name: .short,
     help: ArgumentHelp(
-      "cluster_size=SIZE, compat=1.1|0.10, lazy_refcounts=on|off, refcount_bits=BITS, …",
+      "cluster_size=SIZE, compression_type=zlib|zstd, compat=1.1|0.10, lazy_refcounts=on|off, …",
       valueName: "name=value,…"))
   var options: [String] = []
 

@@ -49,11 +49,14 @@ private let engines: [ExportPlan.Engine] = [.sync, .aio]
     #expect(try bench.check().isClean)
   }
 
-  @Test(arguments: engines)
-  func `keeps the bytes of a compressed cluster around it`(engine: ExportPlan.Engine) throws {
+  @Test(arguments: engines, ["zlib", "zstd"])
+  func `keeps the bytes of a compressed cluster around it`(
+    engine: ExportPlan.Engine, compression: String
+  ) throws {
     let folder = try TemporaryFolder()
     try folder.makeRaw("plain", byteCount: 1 << 20)
-    try folder.qemu("qemu-img convert -c -f raw -O qcow2 @plain @disk")
+    try folder.qemu(
+      "qemu-img convert -c -f raw -O qcow2 -o compression_type=\(compression) @plain @disk")
     let bench = try ImageBench(folder, "disk", engine: engine)
     let data = pattern(1_000, seed: 3)
     #expect(try bench.write(data, 100_000) == .none)

@@ -12,6 +12,7 @@ import Testing
     "-f qcow2 image 1G", "-f qcow2 image 0", "-f qcow2 image 1000",
     "-f qcow2 -o cluster_size=512 image 10G", "-f qcow2 -o cluster_size=2M image 10T",
     "-f qcow2 -o compat=0.10 image 1G", "-f qcow2 -o refcount_bits=1,lazy_refcounts=on image 1G",
+    "-f qcow2 -o compression_type=zstd image 1G",
     "-f qcow2 -o refcount_bits=64,cluster_size=4k image 100G", "-f qcow2 -o compat=v3 image 1.5G",
   ]
 
@@ -93,7 +94,8 @@ import Testing
     ("-f qcow2 -o compat=0.10,lazy_refcounts=on image 1G", "lazy_refcounts"),
     ("-f qcow2 -o compat=0.10,refcount_bits=8 image 1G", "refcount_bits"),
     ("-f qcow2 -o extended_l2=on image 1G", "extended_l2"),
-    ("-f qcow2 -o compression_type=zstd image 1G", "zstd"),
+    ("-f qcow2 -o compression_type=lzma image 1G", "compression_type"),
+    ("-f qcow2 -o compat=0.10,compression_type=zstd image 1G", "compression_type"),
     ("-f qcow2 -b base.raw image", "format"), ("-f qcow2 -b gone -F raw image", "No such file"),
     ("-f raw -b base.raw -F raw image 1G", "raw image"), ("-f qcow2 -F raw image 1G", "-b"),
     ("-f qcow2 -b nbd:x -F raw image", "nbd"), ("-f qcow2 -b base.raw -F qcow2 image", "magic"),

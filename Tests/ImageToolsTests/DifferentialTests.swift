@@ -38,6 +38,10 @@ enum ComparedImages {
       "qemu-img convert -c -O qcow2 source image",
     ],
     [
+      "qemu-img create -q -f qcow2 source 3M", "qemu-io -c write_0_1M source",
+      "qemu-img convert -c -O qcow2 -o compression_type=zstd source image",
+    ],
+    [
       "qemu-img create -q -f qcow2 image 3M", "qemu-io -c write_0_1M image",
       "qemu-img snapshot -c one image", "qemu-io -c write_0_2M image",
     ],

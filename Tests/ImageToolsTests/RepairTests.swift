@@ -77,4 +77,30 @@ import Testing
     _ = try OpenChain.open(path: bench.path("image.qcow2"), format: .qcow2, access: .readWrite)
     #expect(try bench.word("image.qcow2", at: 88) == 0)
   }
+
+  @Test func `of the disk stay when only counts are repaired`() throws {
+    let bench = try Workbench()
+    try bench.make([
+      "qemu-img create -q -f qcow2 image.qcow2 10M", "qemu-img bitmap --add image.qcow2 b",
+    ])
+    // A count too many, and a flag that nobody knows.
+    let block = try bench.word("image.qcow2", at: try bench.word("image.qcow2", at: 48))
+    try bench.poke("image.qcow2", UInt16(2), at: block)
+    try bench.poke("image.qcow2", UInt64(0xf1), at: 88)
+    #expect(try bench.strata("check -r all image.qcow2").exitCode == 0)
+    #expect(try bench.word("image.qcow2", at: 88) == 1)
+    #expect(try bench.run("qemu-img info image.qcow2").output.contains("name: b"))
+  }
+
+  @Test func `stay where the image needs what nobody knows`() throws {
+    let bench = try Workbench()
+    try bench.make(["qemu-img create -q -f qcow2 image.qcow2 10M"])
+    try bench.poke("image.qcow2", UInt64(1 << 20), at: 72)
+    try bench.poke("image.qcow2", UInt64(0xf0), at: 88)
+    let before = try bench.bytes(of: "image.qcow2")
+    let result = try bench.strata("check -r all image.qcow2")
+    #expect(result.exitCode == 63)
+    #expect(result.errors.contains("unknown features: bit 20"))
+    #expect(try bench.bytes(of: "image.qcow2") == before)
+  }
 }

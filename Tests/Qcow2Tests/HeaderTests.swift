@@ -186,7 +186,7 @@ import Testing
     (HeaderBytes.version3.with(UInt64(1 << 20), at: 72), "bit 20"),
     (HeaderBytes.version3.with(UInt64(1 << 4), at: 72), "extended L2"),
     (HeaderBytes.version3.with(UInt64(1 << 2), at: 72), "external data file"),
-    (HeaderBytes.version3.with(UInt64(1 << 3), at: 72).with(UInt8(1), at: 104), "zstd"),
+    (HeaderBytes.version3.with(UInt64(1 << 3), at: 72).with(UInt8(2), at: 104), "type 2"),
     (HeaderBytes.version3.with(UInt32(1), at: 32), "AES"),
     (HeaderBytes.version3.with(UInt32(2), at: 32), "LUKS"),
   ]

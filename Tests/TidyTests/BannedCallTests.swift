@@ -7,13 +7,14 @@ import Testing
 
 /// L1 to L3 (DESIGN.md 3.2): no concurrency, no Foundation, no output.
 private let coreModules: Set<String> = [
-  "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "Inflate",
+  "BlockTypes", "NBDProtocol", "Qcow2", "Bitmaps", "LinuxIO", "TLS", "Sandbox", "Compression",
   "DataPlane",
 ]
 
 /// Folders and files that may hold `unsafe`.
 private let unsafePlaces = [
-  "Sources/LinuxIO/", "Sources/Sandbox/", "Sources/Inflate/", "Sources/BlockTypes/BigEndian.swift",
+  "Sources/LinuxIO/", "Sources/Sandbox/", "Sources/Compression/",
+  "Sources/BlockTypes/BigEndian.swift",
   "Sources/TLS/TLSCredentials.swift", "Sources/TLS/TLSSession.swift",
   "Sources/TLS/TLSStream.swift",
 ]

@@ -98,9 +98,9 @@ extension ImageStack {
 
   private mutating func nameL1Table(_ entryCount: Int) -> BlockErrno {
     let newOffset = resize.tableHost
-    let failure = changeHeader { block in
-      block.storeBigEndian32(UInt32(entryCount), at: Int(Header.l1EntryCountOffset.byteOffset))
-      block.storeBigEndian64(newOffset, at: Int(Header.l1TableFieldOffset.byteOffset))
+    let failure = changeHeader {
+      $0.l1EntryCount = entryCount
+      $0.l1TableOffset = HostOffset(byteOffset: newOffset)
     }
     if failure != .none {
       // The header may name either place: both stay taken.

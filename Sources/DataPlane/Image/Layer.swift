@@ -4,6 +4,7 @@
 // Spec: qcow2.rst, "Cluster mapping".
 
 import BlockTypes
+import Compression
 import LinuxIO
 import Qcow2
 
@@ -15,6 +16,8 @@ struct Layer: ~Copyable {
   var diskByteCount: UInt64
   let version: Int
   let hasSnapshots: Bool
+  /// How compressed clusters are packed.
+  let codec: ClusterCodec
   let geometry: ClusterGeometry
   var l1TableOffset: UInt64
   /// The L1 table in host byte order; empty for a raw layer.
@@ -29,12 +32,17 @@ struct Layer: ~Copyable {
       isRaw = true
       version = 0
       hasSnapshots = false
+      codec = .deflate
       geometry = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
       l1TableOffset = 0
     case .qcow2(let header):
       isRaw = false
       version = header.version
       hasSnapshots = header.snapshotCount > 0
+      guard let codec = ClusterCodec(rawValue: header.compressionType) else {
+        preconditionFailure("an image with an unknown compression was opened")
+      }
+      self.codec = codec
       geometry = header.geometry
       l1TableOffset = header.l1TableOffset.byteOffset
     }

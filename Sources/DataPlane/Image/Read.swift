@@ -4,7 +4,7 @@
 // queues the reads of all of them. Spec: proto.md, "NBD_CMD_READ"; qcow2.rst, "Cluster mapping".
 
 import BlockTypes
-import Inflate
+import Compression
 import LinuxIO
 import NBDProtocol
 import Qcow2
@@ -162,6 +162,7 @@ extension ImageStack {
   ) -> Progress {
     let geometry = layers[layer].geometry
     let packed = entry.compressedRange(in: geometry)
+    guard canHold(packed, layer) else { return fail(index, .io) }
     let rounded = packed.roundedOut(to: max(alignment, 512))
     let clusterByteCount = Int(geometry.clusterByteCount)
     guard
@@ -174,6 +175,7 @@ extension ImageStack {
       wantedStart: Int(scan.cursor & (geometry.clusterByteCount - 1)),
       wantedByteCount: Int(byteCount))
     requests.slots[index].packed.clusterByteCount = clusterByteCount
+    requests.slots[index].packed.codec = layers[layer].codec
     disks.queueRead(
       file: layers[layer].file, at: rounded.start,
       into: DiskQueue.Piece(buffer, 0, Int(rounded.byteCount)),
@@ -182,26 +184,34 @@ extension ImageStack {
     return .waits
   }
 
-  /// Inflates what was read and copies the wanted part; `.more` when the scan can go on.
+  /// Whether packed bytes can be there: behind the header, and in the file but for what is left of
+  /// its last cluster. Writers end a file with the last packed byte, and entries count sectors.
+  private func canHold(_ packed: ByteRange, _ layer: Int) -> Bool {
+    let clusterByteCount = layers[layer].geometry.clusterByteCount
+    let fileByteCount = disks.byteCount(ofFile: layers[layer].file)
+    return packed.start >= clusterByteCount && packed.start < fileByteCount
+      && packed.end <= fileByteCount.alignedUp(to: clusterByteCount)
+  }
+
+  /// Unpacks what was read and copies the wanted part; `.more` when the scan can go on.
   private mutating func continuePacked(_ index: Int) -> Progress {
     if requests.slots[index].readCount > 0 || requests.slots[index].poolCount > 0 { return .waits }
     let packed = requests.slots[index].packed
     switch packed.step {
     case .none: return .more
     case .reading:
-      requests.slots[index].packed.step = .inflating
+      requests.slots[index].packed.step = .unpacking
       submitToPool(index) {
-        var isWhole = false
         packed.buffer.withSpan(packed.packedStart, packed.packedByteCount) { source in
           packed.buffer.withMutableSpan(packed.plainStart, packed.clusterByteCount) { target in
-            isWhole = Inflate.decompress(source, into: &target)
+            Int64(packed.codec.unpack(source, into: &target).rawValue)
           }
         }
-        return isWhole ? 0 : 1
       }
       return .waits
-    case .inflating:
-      guard requests.slots[index].poolValue == 0 else { return fail(index, .io) }
+    case .unpacking:
+      let value = UInt8(truncatingIfNeeded: requests.slots[index].poolValue)
+      if let error = BlockErrno(rawValue: value), error != .none { return fail(index, error) }
       let scan = requests.slots[index].scan
       scan.buffer.copy(
         Int(scan.cursor - scan.bufferStart), from: packed.buffer,

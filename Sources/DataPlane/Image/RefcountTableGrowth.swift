@@ -86,7 +86,7 @@ extension ImageStack {
     // content has to be durable too before the header is switched.
     let failure = writeDirtyRefcountPagesNow()
     if failure != .none { return failure }
-    return switchTable(newTable, growth, tableStart: tableStart, end: end, scratch: scratch)
+    return switchTable(newTable, growth, tableStart: tableStart, end: end)
   }
 
   /// One new block: it counts the blocks and the table that the move itself placed.
@@ -119,26 +119,20 @@ extension ImageStack {
 
   private mutating func switchTable(
     _ newTable: consuming FixedArray<UInt64>, _ growth: TableGrowth, tableStart: UInt64,
-    end: UInt64, scratch: IOBuffer
+    end: UInt64
   ) -> BlockErrno {
     let geometry = layers[0].geometry
     do throws(SystemError) {
       try storages[0].file.synchronize()
-      // The header shares its block with the rest of the first cluster: read, change, write.
-      let blockByteCount = geometry.pageByteCount
-      let piece = DiskQueue.Piece(scratch, 0, blockByteCount)
-      var failure = disks.readNow(file: layers[0].file, at: 0, piece)
-      if failure != 0 { throw SystemError(errno: failure, call: "read") }
-      let field = Int(Header.refcountTableFieldOffset.byteOffset)
-      scratch.storeBigEndian64(tableStart, at: field)
-      scratch.storeBigEndian32(UInt32(growth.tableClusterCount), at: field + 8)
-      failure = disks.writeNow(file: layers[0].file, at: 0, piece)
-      if failure != 0 { throw SystemError(errno: failure, call: "write") }
-      try storages[0].file.synchronize()
     } catch {
-      lostWrites = true  // which table the header names is unknown now
+      lostWrites = true  // which of the pages above are durable is unknown now
       return BlockErrno(systemErrno: error.errno)
     }
+    let failure = changeHeader {
+      $0.refcountTableOffset = HostOffset(byteOffset: tableStart)
+      $0.refcountTableClusterCount = growth.tableClusterCount
+    }
+    if failure != .none { return failure }
     releases.addUnmapped(
       cluster: allocator.tableOffset >> UInt64(geometry.clusterBits),
       count: UInt64(allocator.tableClusterCount))

@@ -264,9 +264,7 @@ extension ImageStack {
   private mutating func commitSize(_ index: Int) -> Progress {
     if !layers[0].isRaw {
       let newByteCount = resize.newByteCount
-      let failure = changeHeader {
-        $0.storeBigEndian64(newByteCount, at: Int(Header.diskByteCountOffset.byteOffset))
-      }
+      let failure = changeHeader { $0.diskByteCount = newByteCount }
       if failure != .none { return fail(index, failure) }
     }
     do {
@@ -279,27 +277,6 @@ extension ImageStack {
     }
     requests.slots[index].stage = .finished
     return .more
-  }
-
-  /// Changes the first block of the header at once, durably.
-  mutating func changeHeader(_ change: (IOBuffer) -> Void) -> BlockErrno {
-    let blockByteCount = layers[0].geometry.pageByteCount
-    guard disks.hasRoom else { return .noMemory }
-    guard let block = buffers.acquire(byteCount: blockByteCount) else { return .noMemory }
-    defer { buffers.release(block) }
-    let piece = DiskQueue.Piece(block, 0, blockByteCount)
-    var failure = disks.readNow(file: layers[0].file, at: 0, piece)
-    if failure != 0 { return BlockErrno(systemErrno: failure) }
-    change(block)
-    do throws(SystemError) {
-      failure = disks.writeNow(file: layers[0].file, at: 0, piece)
-      if failure != 0 { throw SystemError(errno: failure, call: "write") }
-      try storages[0].file.synchronize()
-    } catch {
-      lostWrites = true  // what the header says is unknown now
-      return BlockErrno(systemErrno: error.errno)
-    }
-    return .none
   }
 
   /// Forgets a resize that has ended, and what an unfinished one did.

@@ -58,11 +58,7 @@ extension ImageStack {
     guard allAreValid else { return nil }
     store.state = .resting
     store.hasRecovered = false
-    failure = changeBitmapsHeader(
-      directory: BitmapsExtension(
-        bitmapCount: store.bitmaps.count, directoryByteCount: UInt64(store.directoryByteCount),
-        directoryOffset: HostOffset(byteOffset: host)),
-      mask: store.completeMask(store.bitmaps), isMaskValid: false)
+    failure = nameBitmaps(store.directory, completeMask: nil)
     return failure == .none ? nil : "the header cannot be written: \(failure)"
   }
 
@@ -73,12 +69,8 @@ extension ImageStack {
     let wasActive = store.state == .active
     store.state = .broken
     if store.trouble == nil { store.trouble = reason }
-    guard wasActive, store.durability == .region, let host = store.directoryHost else { return }
-    let failure = changeBitmapsHeader(
-      directory: BitmapsExtension(
-        bitmapCount: store.bitmaps.count, directoryByteCount: UInt64(store.directoryByteCount),
-        directoryOffset: HostOffset(byteOffset: host)),
-      mask: store.completeMask(store.bitmaps), isMaskValid: false)
+    guard wasActive, store.durability == .region, store.directoryHost != nil else { return }
+    let failure = nameBitmaps(store.directory, completeMask: nil)
     if failure != .none { failMarkWaiters(failure) }
   }
 
@@ -91,11 +83,7 @@ extension ImageStack {
     guard disks.hasRoom, let page = buffers.acquire(byteCount: layers[0].geometry.pageByteCount)
     else { return failMarkWaiters(.noMemory) }
     defer { buffers.release(page) }
-    var failure = changeBitmapsHeader(
-      directory: BitmapsExtension(
-        bitmapCount: store.bitmaps.count, directoryByteCount: UInt64(store.directoryByteCount),
-        directoryOffset: HostOffset(byteOffset: host)),
-      mask: 0, isMaskValid: false)
+    var failure = nameBitmaps(store.directory, completeMask: nil)
     for index in store.bitmaps.indices where store.bitmaps[index].isLoaded {
       store.bitmaps[index].entry.set(BitmapEntry.inUseFlag, true)
     }

@@ -18,9 +18,6 @@ import LinuxIO
 import Qcow2
 
 extension ImageStack {
-  /// Bytes of the header that are looked at: no header needs more.
-  private static var headerByteCountMax: Int { 65_536 }
-
   /// Puts in force what was made ready.
   ///
   /// - Parameter rewritten: bitmaps whose data is written anew as a whole.
@@ -84,24 +81,19 @@ extension ImageStack {
 
   /// Steps 3 to 5.
   private mutating func nameLayout(_ directory: [UInt8], _ page: IOBuffer) -> BlockErrno {
-    if let host = store.directoryHost, store.state == .resting || store.work.newDirectory == nil,
+    if store.state == .resting || store.work.newDirectory == nil, let old = store.directory,
       !store.work.next.isEmpty
     {
       // The directory as it lies there says that it is in use before anything is changed.
-      let mask = store.completeMask(store.bitmaps)
-      var failure = changeBitmapsHeader(
-        directory: BitmapsExtension(
-          bitmapCount: store.bitmaps.count,
-          directoryByteCount: UInt64(store.directoryByteCount),
-          directoryOffset: HostOffset(byteOffset: host)),
-        mask: mask, isMaskValid: store.durability == .region)
+      var failure = nameBitmaps(old, completeMask: store.completeMask(store.bitmaps))
       if failure != .none { return failure }
-      var old = store.bitmaps
-      for index in old.indices where old[index].isLoaded {
-        old[index].entry.set(BitmapEntry.inUseFlag, true)
+      var entries = store.bitmaps
+      for index in entries.indices where entries[index].isLoaded {
+        entries[index].entry.set(BitmapEntry.inUseFlag, true)
       }
-      let bytes = store.work.newDirectory == nil ? directory : old.flatMap(\.entry.bytes)
-      failure = write(bytes, at: host, page)
+      let bytes =
+        store.work.newDirectory == nil ? directory : entries.flatMap(\.entry.bytes)
+      failure = write(bytes, at: old.directoryOffset.byteOffset, page)
       if failure == .none { failure = synchronizeStore() }
       if failure != .none { return failure }
     }
@@ -111,9 +103,7 @@ extension ImageStack {
         bitmapCount: store.work.next.count, directoryByteCount: UInt64(directory.count),
         directoryOffset: HostOffset(byteOffset: $0))
     }
-    return changeBitmapsHeader(
-      directory: named, mask: store.completeMask(store.work.next),
-      isMaskValid: store.durability == .region)
+    return nameBitmaps(named, completeMask: store.completeMask(store.work.next))
   }
 
   private mutating func setFlags(_ index: Int) {
@@ -278,44 +268,12 @@ extension ImageStack {
     return .none
   }
 
-  /// Lets the header say what the target says, in steps that are each durable.
-  mutating func changeBitmapsHeader(
-    directory: BitmapsExtension?, mask: UInt64, isMaskValid: Bool
-  ) -> BlockErrno {
-    let pageByteCount = layers[0].geometry.pageByteCount
-    let byteCount = min(Int(layers[0].geometry.clusterByteCount), ImageStack.headerByteCountMax)
-    guard disks.hasRoom, let page = buffers.acquire(byteCount: pageByteCount) else {
-      return .noMemory
-    }
-    defer { buffers.release(page) }
-    var current: [UInt8] = []
-    for start in stride(from: 0, to: byteCount, by: pageByteCount) {
-      let failure = disks.readNow(
-        file: layers[0].file, at: UInt64(start), DiskQueue.Piece(page, 0, pageByteCount))
-      if failure != 0 { return BlockErrno(systemErrno: failure) }
-      page.append(0, pageByteCount, to: &current)
-    }
-    let edit: BitmapsHeaderEdit
-    do throws(ImageError) {
-      edit = try BitmapsHeaderEdit(
-        of: current,
-        to: BitmapsHeaderEdit.Target(
-          directory: directory, completeMask: mask, isMaskValid: isMaskValid))
-    } catch {
-      store.trouble = error.reason
-      return .noSpace
-    }
-    for step in edit.steps {
-      for start in stride(from: 0, to: byteCount, by: pageByteCount)
-      where step[start..<start + pageByteCount] != current[start..<start + pageByteCount] {
-        let failure = write(Array(step[start..<start + pageByteCount]), at: UInt64(start), page)
-        if failure != .none { return failure }
-      }
-      let failure = synchronizeStore()
-      if failure != .none { return failure }
-      current = step
-    }
-    return .none
+  /// Lets the header name the directory, and say which of its entries are complete while they are
+  /// in use: in force from one sector on, hence all or nothing.
+  mutating func nameBitmaps(_ directory: BitmapsExtension?, completeMask: UInt64?) -> BlockErrno {
+    let failure = changeHeader { $0.setBitmaps(directory, completeMask: completeMask) }
+    if failure != .none, !lostWrites { store.trouble = "the header has no room for them" }
+    return failure
   }
 }
 

@@ -105,9 +105,18 @@ struct BitmapStore {
     }
   }
 
-  /// Which entries are complete while they are in use.
-  func completeMask(_ bitmaps: [StoredBitmap]) -> UInt64 {
-    guard durability == .region else { return 0 }
+  /// The directory as the header names it.
+  var directory: BitmapsExtension? {
+    directoryHost.map {
+      BitmapsExtension(
+        bitmapCount: bitmaps.count, directoryByteCount: UInt64(directoryByteCount),
+        directoryOffset: HostOffset(byteOffset: $0))
+    }
+  }
+
+  /// Which entries are complete while they are in use; nil when none is.
+  func completeMask(_ bitmaps: [StoredBitmap]) -> UInt64? {
+    guard durability == .region else { return nil }
     var mask: UInt64 = 0
     for index in bitmaps.indices.prefix(BitmapStore.maskBitsMax) where bitmaps[index].isLoaded {
       mask |= 1 << UInt64(index)

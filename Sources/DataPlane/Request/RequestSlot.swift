@@ -4,6 +4,7 @@
 // Source: proto.md, "Transmission". This file performs no I/O.
 
 import BlockTypes
+import Compression
 import LinuxIO
 import NBDProtocol
 
@@ -133,7 +134,7 @@ struct ClusterAllocation {
 
 /// A compressed cluster on its way: packed bytes at the start of the buffer, plain ones behind.
 struct PackedCluster {
-  enum Step: UInt8 { case none, reading, inflating }
+  enum Step: UInt8 { case none, reading, unpacking }
   var step: Step = .none
   var buffer: IOBuffer = .empty
   /// Where the packed bytes start in the buffer, and where the plain ones do.
@@ -144,6 +145,7 @@ struct PackedCluster {
   var wantedStart = 0
   var wantedByteCount = 0
   var clusterByteCount = 0
+  var codec = ClusterCodec.deflate
 }
 
 /// One request. Trivially copyable; it owns the buffers it names until it is retired.

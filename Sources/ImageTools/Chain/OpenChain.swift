@@ -5,6 +5,7 @@
 // reference counts of a dirty image that is opened for writing.
 
 import BlockTypes
+import Compression
 import LinuxIO
 import Qcow2
 
@@ -37,12 +38,15 @@ public enum OpenChain {
     public var rebuildsDirty: Bool
     /// On for who keeps up the persistent bitmaps of an image that it writes.
     public var keepsBitmaps = false
+    /// Off for verbs that change tables but no byte of the disk: what autoclear bits that we know
+    /// say of the disk stays true.
+    public var changesDisk: Bool
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
 
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
-      requiresSupport: Bool = true, rebuildsDirty: Bool = true,
+      requiresSupport: Bool = true, rebuildsDirty: Bool = true, changesDisk: Bool = true,
       remote: (any RemoteOpener)? = nil
     ) {
       self.remote = remote
@@ -51,6 +55,7 @@ public enum OpenChain {
       self.followsBackingFiles = followsBackingFiles
       self.requiresSupport = requiresSupport
       self.rebuildsDirty = rebuildsDirty
+      self.changesDisk = changesDisk
     }
   }
 
@@ -113,24 +118,28 @@ public enum OpenChain {
       return try OpenedLayer(raw: storage)
     case .qcow2:
       var header = try OpenedLayer.readHeader(of: storage)
-      if options.requiresSupport {
-        do throws(ImageError) {
+      do throws(ImageError) {
+        if options.requiresSupport {
           try header.requireSupported(forWriting: access == .readWrite)
           if access == .readWrite, !options.keepsBitmaps { try header.requireNoBitmaps() }
-        } catch {
-          throw ImageFault(storage.path, error)
+          try ClusterCodec(rawValue: header.compressionType)?.load()
+        } else if access == .readWrite {
+          try header.requireKnownFeatures()
         }
+      } catch {
+        throw ImageFault(storage.path, error)
       }
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
-      let kept: AutoclearFeatures =
+      // qcow2.rst, "autoclear_features": what we do not keep up is cleared before the first write.
+      // Valid bitmaps were refused above by who changes the disk and does not keep them up.
+      let ours: AutoclearFeatures =
         header.hasPersistentBitmaps ? [.bitmaps, .completeBitmaps] : []
-      if access == .readWrite && !header.autoclearFeatures.isSubset(of: kept) {
-        // qcow2.rst, "autoclear_features": what nobody keeps up goes before the first write.
-        header.autoclearFeatures.formIntersection(kept)
-        try storage.writeMutableFields(of: header)
-        try storage.synchronize()
+      let kept = header.autoclearFeatures.intersection(options.changesDisk ? ours : .known)
+      if access == .readWrite && header.autoclearFeatures != kept {
+        header.autoclearFeatures = kept
+        try storage.rewriteHeader(to: header)
       }
       return OpenedLayer(qcow2: storage, header: header)
     }

@@ -48,7 +48,7 @@ public enum Check {
       path: path, format: format, access: access,
       options: OpenChain.Options(
         detection: .top, takesLocks: takesLocks, followsBackingFiles: false,
-        requiresSupport: false, rebuildsDirty: false, remote: remote))
+        requiresSupport: false, rebuildsDirty: false, changesDisk: false, remote: remote))
     guard let header = layers[0].header else {
       throw ImageFault(path, "a raw image has no metadata to check", kind: .unsupported)
     }

@@ -41,8 +41,7 @@ public enum RebuildRefcounts {
     }
     repaired.incompatibleFeatures.remove(.dirty)
     try storage.synchronize()
-    try storage.writeMutableFields(of: repaired)
-    try storage.synchronize()
+    try storage.rewriteHeader(to: repaired)
     return repaired
   }
 
@@ -81,17 +80,5 @@ public enum RebuildRefcounts {
     repaired.refcountTableOffset = plan.tableOffset
     repaired.refcountTableClusterCount = Int(plan.tableClusterCount)
     return repaired
-  }
-}
-
-extension LayerFile {
-  /// Writes the header fields from the refcount table's place to the feature bits, which lie in
-  /// one sector, with one write; the rest of the header stays as it is.
-  func writeMutableFields(of header: Header) throws(ImageFault) {
-    let start = Int(Header.refcountTableFieldOffset.byteOffset)
-    let end = header.version == 2 ? Header.version2ByteCount : Header.version3ByteCountMin - 8
-    let bytes: [UInt8]
-    do throws(ImageError) { bytes = try header.encode() } catch { throw ImageFault(path, error) }
-    try write(Array(bytes[start..<end]), at: UInt64(start))
   }
 }

@@ -4,6 +4,7 @@
 // This file performs no I/O.
 
 import BlockTypes
+import Compression
 import Qcow2
 
 /// What a new image shall be like.
@@ -15,6 +16,8 @@ public struct CreateOptions: Hashable, Sendable {
   public var compatibility: String?
   public var refcountOrder = 4
   public var usesLazyRefcounts = false
+  /// How clusters will be packed that are written compressed.
+  public var codec = ClusterCodec.deflate
   public var backingFile: String?
   public var backingFormat: ImageFormat?
   /// Bytes of the disk; nil takes the backing file's.
@@ -60,13 +63,16 @@ public struct CreateOptions: Hashable, Sendable {
     case "preallocation", "encryption", "extended_l2", "data_file_raw", "nocow":
       guard value == "off" else { throw Self.refuseUnsupported(path, name, value) }
     case "compression_type":
-      guard value == "zlib" else { throw Self.refuseUnsupported(path, name, value) }
+      guard let codec = [ClusterCodec.deflate, .zstd].first(where: { $0.name == value }) else {
+        throw Self.refuse(path, name, value, "zlib or zstd")
+      }
+      self.codec = codec
     case "data_file", "encrypt.format": throw Self.refuseUnsupported(path, name, value)
     default:
       throw ImageFault(
         path, "the option '\(name)' is not known",
-        wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, lazy_refcounts or "
-          + "refcount_bits", kind: .refused)
+        wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, compression_type, "
+          + "lazy_refcounts or refcount_bits", kind: .refused)
     }
   }
 
@@ -79,6 +85,11 @@ public struct CreateOptions: Hashable, Sendable {
     if version == 2 && refcountOrder != 4 {
       throw ImageFault(
         path, "refcount_bits other than 16 needs version 3", wayOut: "use compat=1.1",
+        kind: .refused)
+    }
+    if version == 2 && codec != .deflate {
+      throw ImageFault(
+        path, "compression_type other than zlib needs version 3", wayOut: "use compat=1.1",
         kind: .refused)
     }
     if backingFile != nil && backingFormat == nil {

@@ -33,6 +33,10 @@ struct NewImage {
       header.backingFile = options.backingFile
       header.backingFormat = options.backingFormat?.rawValue
       if options.usesLazyRefcounts { header.compatibleFeatures.insert(.lazyRefcounts) }
+      if options.codec != .deflate {
+        header.compressionType = options.codec.rawValue
+        header.incompatibleFeatures.insert(.compressionType)
+      }
       layout.apply(to: &header)
       self.qcow2 = (try header.encode(), layout)
     } catch {
@@ -100,7 +104,7 @@ struct NewImage {
     let size = requestedByteCount ?? diskByteCount
     guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
     var line = "Formatting '\(path)', fmt=qcow2 cluster_size=\(1 << options.clusterBits) "
-    line += "extended_l2=off compression_type=zlib size=\(size)"
+    line += "extended_l2=off compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat {

@@ -48,19 +48,13 @@ public struct Header: Sendable, Hashable {
   public static let prefixByteCount = 72
 
   public static let backingFileByteCountMax = 1023
+  /// The compressions that this program knows: 0 zlib, 1 zstd.
+  public static let compressionTypeMax: UInt8 = 1
   public static let l1TableByteCountMax = 32 << 20
   public static let refcountTableByteCountMax = 8 << 20
   public static let snapshotCountMax = 65_536
   /// Largest file offset that any structure may end at.
   public static let fileByteCountMax = UInt64(Int64.max)
-
-  /// Offsets of the fields that change while an image is in use.
-  public static let diskByteCountOffset = HostOffset(byteOffset: 24)
-  public static let l1EntryCountOffset = HostOffset(byteOffset: 36)
-  public static let l1TableFieldOffset = HostOffset(byteOffset: 40)
-  public static let refcountTableFieldOffset = HostOffset(byteOffset: 48)
-  public static let incompatibleFeaturesOffset = HostOffset(byteOffset: 72)
-  public static let autoclearFeaturesOffset = HostOffset(byteOffset: 88)
 
   /// A header of a new image without tables; the creator fills in their places.
   public init(version: Int, geometry: ClusterGeometry, diskByteCount: UInt64) {
@@ -117,6 +111,30 @@ public struct Header: Sendable, Hashable {
     return content.bigEndianInteger(UInt64.self, at: 0)
   }
 
+  /// Names the directory of persistent bitmaps, and which of its entries are complete while they
+  /// are in use.
+  ///
+  /// - Parameters:
+  ///   - directory: nil when there are no bitmaps.
+  ///   - completeMask: bit `i` for entry `i`; nil: none is.
+  public mutating func setBitmaps(_ directory: BitmapsExtension?, completeMask: UInt64?) {
+    replaceExtension(HeaderExtension.bitmapsType, with: directory?.encoded)
+    let hasMask = completeMask != nil && directory != nil
+    autoclearFeatures.set(.bitmaps, directory != nil)
+    autoclearFeatures.set(.completeBitmaps, hasMask)
+    if directory == nil { replaceExtension(HeaderExtension.completeBitmapsType, with: nil) }
+    guard let completeMask, hasMask else { return }
+    var content: [UInt8] = []
+    content.appendBigEndian(completeMask)
+    replaceExtension(HeaderExtension.completeBitmapsType, with: content)
+    // Small clusters have no room for another name.
+    let names = featureNames
+    if geometry.clusterBits >= 12, !names.isEmpty, !names.contains(.completeBitmaps) {
+      replaceExtension(
+        HeaderExtension.featureNamesType, with: FeatureName.encode(names + [.completeBitmaps]))
+    }
+  }
+
   /// The recorded name of the external data file.
   public var externalDataFile: String? {
     content(of: HeaderExtension.externalDataFileType).map { String(decoding: $0, as: UTF8.self) }
@@ -125,6 +143,17 @@ public struct Header: Sendable, Hashable {
   /// What the image itself calls its feature bits.
   public var featureNames: [FeatureName] {
     FeatureName.rows(decoding: content(of: HeaderExtension.featureNamesType) ?? [])
+  }
+
+  /// Puts `content` in the place of the extension of this type, or at the end; nil removes it.
+  public mutating func replaceExtension(_ type: UInt32, with content: [UInt8]?) {
+    let index = extensions.firstIndex { $0.type == type }
+    guard let content else {
+      if let index { extensions.remove(at: index) }
+      return
+    }
+    let new = HeaderExtension(type: type, content: content)
+    if let index { extensions[index] = new } else { extensions.append(new) }
   }
 
   private func content(of type: UInt32) -> [UInt8]? {

@@ -10,12 +10,11 @@ extension Header {
   /// The order is fields, backing format, other extensions, end mark, backing name. The feature
   /// name table, which only serves messages, is left out where it does not fit.
   /// Throws when even then the cluster is too small.
-  public func encode() throws(ImageError) -> [UInt8] {
+  ///
+  /// - Parameter nameOffset: where the backing name goes; nil: right behind the end mark.
+  public func encode(nameOffset: Int? = nil) throws(ImageError) -> [UInt8] {
     let clusterByteCount = Int(geometry.clusterByteCount)
-    var extensions = self.extensions
-    if encodedByteCount(with: extensions) > clusterByteCount {
-      extensions.removeAll { $0.type == HeaderExtension.featureNamesType }
-    }
+    let extensions = fittingExtensions
     guard encodedByteCount(with: extensions) <= clusterByteCount else {
       throw ImageError(
         .refused,
@@ -33,6 +32,10 @@ extension Header {
     backingFormatExtension?.append(to: &bytes)
     for element in extensions { element.append(to: &bytes) }
     HeaderExtension(type: HeaderExtension.endType, content: []).append(to: &bytes)
+    if let nameOffset {
+      precondition(nameOffset >= bytes.count, "a backing name lies on the extensions")
+      bytes += [UInt8](repeating: 0, count: nameOffset - bytes.count)
+    }
     if !name.isEmpty {
       bytes.putBigEndian(UInt64(bytes.count), at: 8)
       bytes.putBigEndian(UInt32(name.count), at: 16)
@@ -40,6 +43,17 @@ extension Header {
     }
     bytes += [UInt8](repeating: 0, count: clusterByteCount - bytes.count)
     return bytes
+  }
+
+  /// Where the end mark of the extensions ends.
+  var extensionsEnd: Int {
+    encodedByteCount(with: fittingExtensions) - (backingFile ?? "").utf8.count
+  }
+
+  /// The extensions, without the feature name table where it does not fit.
+  private var fittingExtensions: [HeaderExtension] {
+    if encodedByteCount(with: extensions) <= Int(geometry.clusterByteCount) { return extensions }
+    return extensions.filter { $0.type != HeaderExtension.featureNamesType }
   }
 
   private var backingFormatExtension: HeaderExtension? {

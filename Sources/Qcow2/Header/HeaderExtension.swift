@@ -23,10 +23,6 @@ public struct HeaderExtension: Hashable, Sendable {
   public static let externalDataFileType: UInt32 = 0x4441_5441
   /// Ours: 8 bytes that say which bitmaps are complete though they are in use (decision 0024).
   public static let completeBitmapsType: UInt32 = 0x5374_7261
-  /// Ours: a place for the bitmaps extension of an image that has no bitmaps now.
-  public static let spareType: UInt32 = 0x5374_7273
-  /// Ours: bytes that only keep what follows together in one sector.
-  static let paddingType: UInt32 = 0x5374_7270
 
   /// Bytes of an extension's type and length.
   static let prefixByteCount = 8

@@ -80,11 +80,7 @@ extension Header {
 
   /// Refuses, by name, an image that needs what this program does not do.
   public func requireSupported(forWriting: Bool) throws(ImageError) {
-    let unknown = incompatibleFeatures.subtracting(.known)
-    if !unknown.isEmpty {
-      throw ImageError(
-        .unsupported, "the image needs unknown features: \(names(of: unknown))")
-    }
+    try requireKnownFeatures()
     if encryptionMethod != 0 {
       let name = encryptionMethod == 1 ? "AES" : encryptionMethod == 2 ? "LUKS" : "unknown"
       throw ImageError(
@@ -97,11 +93,20 @@ extension Header {
       throw ImageError(
         .unsupported, unsupported("extended L2 entries (subclusters)"))
     }
-    if compressionType != 0 {
-      let name = compressionType == 1 ? "zstd" : "type \(compressionType)"
-      throw ImageError(.unsupported, unsupported("\(name) compression"))
+    if compressionType > Self.compressionTypeMax {
+      throw ImageError(.unsupported, unsupported("compression of type \(compressionType)"))
     }
     if forWriting { try requireWritable() }
+  }
+
+  /// Refuses, by name, an image with features that nobody told us of: not even its tables may be
+  /// touched.
+  public func requireKnownFeatures() throws(ImageError) {
+    let unknown = incompatibleFeatures.subtracting(.known)
+    guard unknown.isEmpty else {
+      throw ImageError(
+        .unsupported, "the image needs unknown features: \(names(of: unknown))")
+    }
   }
 
   /// Refuses an image whose references the checker cannot follow.
