@@ -41,6 +41,12 @@ struct ExportOptions: ParsableArguments {
       valueName: "name[:granularity]"))
   var bitmap: [String] = []
 
+  @Option(
+    help: ArgumentHelp(
+      "After a crash, bitmaps that the image keeps are wider by the rest of each region that was"
+        + " written (region), or lost (none). (default: region)", valueName: "mode"))
+  var bitmapDurability: BitmapDurability?
+
   @Flag(help: "Let clients make the disk larger (NBD_CMD_RESIZE).")
   var clientResize = false
 
@@ -136,6 +142,7 @@ struct ExportOptions: ParsableArguments {
       access: access(common))
     config.remote = remote.policy(common?.remote)
     config.clientsMayResize = clientResize || common?.clientResize == true
+    config.bitmapDurability = bitmapDurability ?? common?.bitmapDurability ?? .region
     let bitmaps = bitmap.isEmpty ? common?.bitmap ?? [] : bitmap
     config.bitmaps = try bitmaps.map(ExportOptions.bitmapConfig)
     return config
@@ -172,3 +179,4 @@ struct ExportOptions: ParsableArguments {
 
 extension ImageFormat: ExpressibleByArgument {}
 extension TLSConfig.Mode: ExpressibleByArgument {}
+extension BitmapDurability: ExpressibleByArgument {}

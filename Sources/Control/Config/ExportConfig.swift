@@ -30,7 +30,9 @@ public struct ExportConfig: Sendable {
   public var remote = RemotePolicy()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
-  /// The dirty bitmaps to begin with.
+  /// What becomes of bitmaps that the image keeps when the process ends without notice.
+  public var bitmapDurability = BitmapDurability.region
+  /// The dirty bitmaps to begin with, beside those of the image.
   public var bitmaps: [BitmapConfig] = []
 
   public init(

@@ -72,13 +72,22 @@ extension ExportLoop {
 
   func bitmapStatus() -> [BitmapStatus] {
     let holders = holders()
-    return image.bitmaps.all.map { bitmap in
+    let usable = image.bitmaps.all.map { bitmap in
       BitmapStatus(
         name: bitmap.name, granularityByteCount: bitmap.granularityByteCount,
-        isPersistent: bitmap.isPersistent, isRecovered: bitmap.isRecovered, isEnabled: bitmap.isEnabled, isFrozen: bitmap.isFrozen,
+        isPersistent: bitmap.isPersistent, isRecovered: bitmap.isRecovered,
+        isEnabled: bitmap.isEnabled, isFrozen: bitmap.isFrozen,
         dirtyByteCount: bitmap.shown.dirtyByteCount, memoryByteCount: bitmap.memoryByteCount,
         clients: holders[bitmap.number] ?? [])
     }
+    return usable
+      + image.store.bitmaps.filter { !$0.isLoaded }.map { stored in
+        BitmapStatus(
+          name: stored.entry.name, granularityByteCount: stored.entry.granularityByteCount,
+          isPersistent: true, isRecovered: false, unusableReason: stored.reason ?? "unknown",
+          isEnabled: stored.entry.isAuto, isFrozen: false, dirtyByteCount: 0, memoryByteCount: 0,
+          clients: [])
+      }
   }
 
   /// The numbers of the clients that have selected a bitmap, by the bitmap's number.

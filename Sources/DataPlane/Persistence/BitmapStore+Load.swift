@@ -78,7 +78,7 @@ extension BitmapStore {
         return stored
       }
       let number = try bitmaps.restore(
-        name, bits, isEnabled: entry.isAuto && !plan.isReadOnly, isRecovered: entry.isInUse)
+        name, bits, isEnabled: entry.isAuto, isRecovered: entry.isInUse)
       stored.number = number
       stored.firstRevision = bitmaps.revision
       if entry.isInUse { hasRecovered = true }

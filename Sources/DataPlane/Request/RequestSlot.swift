@@ -71,7 +71,8 @@ enum Stage: UInt8 {
   var usesPlaces: Bool {
     switch self {
     case .free, .receiving, .storingBitmaps, .finished, .replying: false
-    case .scanning, .awaitingMarks, .claiming, .readingHeadEdge, .readingTailEdge, .placing, .makingTable,
+    case .scanning, .awaitingMarks, .claiming, .readingHeadEdge, .readingTailEdge, .placing,
+      .makingTable,
       .writingTable, .allocating, .fillingHead, .fillingTail, .gathering, .writingClusters,
       .committing, .awaitingWrites, .nextZeroPiece, .zeroingClusters, .provisioning,
       .mappingZeroes, .awaitingPool, .collectingStatus, .awaitingFlush, .releasing, .resizing,

@@ -59,6 +59,10 @@ public struct BitmapEntry: Hashable, Sendable {
   }
   public var type: UInt8 { bytes[16] }
   public var granularityBits: Int { Int(bytes[17]) }
+  /// Bytes of the disk for each bit; 0 where the image claims more than fits.
+  public var granularityByteCount: UInt64 {
+    granularityBits < 64 ? 1 << UInt64(granularityBits) : 0
+  }
   public var isInUse: Bool { flags & Self.inUseFlag != 0 }
   public var isAuto: Bool { flags & Self.autoFlag != 0 }
 
