@@ -35,7 +35,7 @@ let package = Package(
     .target(name: "CAio", linkerSettings: [.linkedLibrary("aio")]),
     .target(name: "CLinux"),
     .systemLibrary(name: "CCapNG", pkgConfig: "libcap-ng", providers: [.apt(["libcap-ng-dev"])]),
-    // Its library is loaded when TLS is asked for, and not linked.
+    // Its library is loaded when TLS or a cipher is asked for, and not linked.
     .target(name: "CGnuTLS"),
     .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
     // Its library (libzstd-dev) is loaded when an image needs it, and not linked.
@@ -53,6 +53,7 @@ let package = Package(
     .target(
       name: "Sandbox", dependencies: ["BlockTypes", "CCapNG", "CLinux"], swiftSettings: strict),
     .target(name: "TLS", dependencies: ["BlockTypes", "CGnuTLS"], swiftSettings: strict),
+    .target(name: "Encryption", dependencies: ["BlockTypes", "CGnuTLS"], swiftSettings: strict),
     .target(
       name: "Compression", dependencies: ["BlockTypes", "CZlib", "CZstd"], swiftSettings: strict),
 
@@ -75,7 +76,8 @@ let package = Package(
 
     // L4: images at rest.
     .target(
-      name: "ImageTools", dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Compression"],
+      name: "ImageTools",
+      dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Compression", "Encryption"],
       swiftSettings: strict),
 
     .target(
@@ -161,6 +163,8 @@ let package = Package(
 
     // T: images, their headers, tables and verbs; QEMU's tools are the peers.
     .testTarget(name: "Qcow2Tests", dependencies: ["BlockTypes", "Qcow2"], swiftSettings: tests),
+    .testTarget(
+      name: "EncryptionTests", dependencies: ["BlockTypes", "Encryption"], swiftSettings: tests),
     .testTarget(
       name: "BitmapsTests", dependencies: ["BlockTypes", "Bitmaps"], swiftSettings: tests),
     .testTarget(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// GnuTLS, loaded when TLS is asked for. Linked as usual it would take 2 ms of the start of every
-// program here and 3 MiB of every export, most of which speak no TLS. So its functions are defined
+// GnuTLS, loaded when TLS or an encrypted image is asked for. Linked as usual it would take 2 ms of
+// the start of every program here and 3 MiB of every export, most of which need neither. So its functions are defined
 // here, each as a jump to the real one. This file must not see gnutls.h, whose types the
 // definitions would contradict: a jump leaves arguments and results where they are.
 // Source: dlopen(3); the procedure call standards of both machines (r11 and x16 are for this).
@@ -25,11 +25,18 @@
   X(gnutls_certificate_set_x509_trust_mem) \
   X(gnutls_certificate_verification_status_print) \
   X(gnutls_certificate_verify_peers) \
+  X(gnutls_cipher_decrypt2) \
+  X(gnutls_cipher_deinit) \
+  X(gnutls_cipher_encrypt2) \
+  X(gnutls_cipher_init) \
+  X(gnutls_cipher_set_iv) \
   X(gnutls_credentials_set) \
   X(gnutls_deinit) \
   X(gnutls_error_is_fatal) \
   X(gnutls_handshake) \
+  X(gnutls_hash_fast) \
   X(gnutls_init) \
+  X(gnutls_pbkdf2) \
   X(gnutls_priority_deinit) \
   X(gnutls_priority_init) \
   X(gnutls_priority_set) \
@@ -48,6 +55,7 @@
   X(gnutls_record_recv) \
   X(gnutls_record_send) \
   X(gnutls_record_set_max_recv_size) \
+  X(gnutls_rnd) \
   X(gnutls_server_name_set) \
   X(gnutls_session_get_ptr) \
   X(gnutls_session_key_update) \

@@ -141,7 +141,7 @@ public enum PlanCompiler {
   static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
     LayerPlan(
       storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
-      diskByteCount: layer.exactDiskByteCount)
+      diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
   }
 
   private static func validate(text: String, option: String) throws(ControlError) {

@@ -56,8 +56,9 @@ public struct Worker {
     var baseWatches: [BaseWatch] = []
     let remotes = config.exports.map { RemoteImages($0.remote) }
     defer { for remote in remotes { remote.close() } }
+    var keys = KeyReader()
     for (export, remote) in zip(config.exports, remotes) {
-      let layers = try openChain(export, remote)
+      let layers = try openChain(export, remote, &keys)
       baseWatches.append(try BaseWatch(layers))
       plans.append(
         try PlanCompiler.compile(export, layers: layers, connectionsMax: config.connectionsMax))
@@ -113,15 +114,18 @@ public struct Worker {
   }
 
   private func openChain(
-    _ export: ExportConfig, _ remote: RemoteImages
+    _ export: ExportConfig, _ remote: RemoteImages, _ keys: inout KeyReader
   ) throws(ControlError) -> [OpenedLayer] {
-    var options = OpenChain.Options(detection: .topQcow2, remote: remote)
-    options.keepsBitmaps = true
     do throws(ImageFault) {
-      return try OpenChain.open(
+      var options = OpenChain.Options(detection: .topQcow2, remote: remote)
+      let ring = try keys.ring(export.keys)
+      options.keys = ring
+      options.keepsBitmaps = true
+      let layers = try OpenChain.open(
         path: export.imagePath, format: export.format,
-        access: export.isReadOnly ? .readOnly : .readWrite,
-        options: options)
+        access: export.isReadOnly ? .readOnly : .readWrite, options: options)
+      try ring.requireUse(in: layers, mayBeIdle: export.keysAreCommon)
+      return layers
     } catch {
       throw ControlError(error)
     }

@@ -166,6 +166,8 @@ extension DiskQueue {
 
   private mutating func retire(_ index: Int, errno: Int32) -> Completion {
     let tag = operations[index].tag
+    var errno = errno
+    if operations[index].cipher >= 0 { errno = finishCipher(index, errno: errno) }
     free[freeCount] = Int32(index)
     freeCount += 1
     inFlightCount -= 1

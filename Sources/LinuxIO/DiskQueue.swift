@@ -43,6 +43,10 @@ import Glibc
     var byteCount = 0
     var doneByteCount = 0
     var tag: UInt64 = 0
+    /// What encrypts the bytes on the disk; -1: nothing.
+    var cipher: Int32 = -1
+    /// Of an encrypted write: what goes to the disk.
+    var sealed: IOBuffer = .empty
   }
 
   struct File {
@@ -75,6 +79,10 @@ import Glibc
   var remoteCompletions: RemoteCompletions?
   /// Operations that ended, whatever became of them.
   public internal(set) var completionCount: UInt64 = 0
+  /// What encrypts the data of files, by the number that reads and writes name (DiskQueue+Ciphers).
+  var ciphers: [any SectorCipher] = []
+  /// Memory for what is encrypted and on its way to the disk.
+  var sealedBuffers = BufferPool()
   /// System calls that the blocking engine made.
   var blockingCallCount: UInt64 = 0
 
@@ -114,11 +122,15 @@ import Glibc
   // MARK: Queueing
 
   /// Queues a read of `piece.byteCount` bytes. Past the end of the file it delivers zeroes.
-  public mutating func queueRead(file: Int, at offset: UInt64, into piece: Piece, tag: UInt64) {
+  ///
+  /// - Parameter cipher: decrypts what was read, zeroes past the end, too; -1: nothing does.
+  public mutating func queueRead(
+    file: Int, at offset: UInt64, into piece: Piece, cipher: Int32 = -1, tag: UInt64
+  ) {
     let index = take()
     operations[index] = Operation(
       kind: .read, file: Int32(file), pieceCount: 1, pieces: [piece, .none, .none],
-      offset: offset, byteCount: piece.byteCount, tag: tag)
+      offset: offset, byteCount: piece.byteCount, tag: tag, cipher: cipher)
     enqueue(index)
   }
 
@@ -157,7 +169,7 @@ import Glibc
     return Int(free[freeCount])
   }
 
-  private mutating func enqueue(_ index: Int) {
+  mutating func enqueue(_ index: Int) {
     inFlightCount += 1
     prepare(index)
   }

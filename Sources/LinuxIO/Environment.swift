@@ -79,6 +79,20 @@ extension Environment {
     _ = clinux_lock_memory()
   }
 
+  /// Keeps what this process has in memory out of core files, and from other processes of the same
+  /// user: it is going to hold keys.
+  public static func guardMemory() throws(SystemError) {
+    _ = try SystemError.check(clinux_set_dumpable(0), "PR_SET_DUMPABLE")
+  }
+
+  /// The time that this thread has computed.
+  public static var computedNanoseconds: UInt64 {
+    var time = timespec()
+    // SAFETY: the kernel writes one value.
+    guard unsafe clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0 else { return 0 }
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+  }
+
   /// Makes the root the current folder: a process in the background keeps no other one busy.
   public static func leaveFolder() throws(SystemError) {
     // SAFETY: the path is a literal.

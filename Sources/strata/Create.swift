@@ -22,9 +22,12 @@ struct Create: ParsableCommand {
   @Option(
     name: .short,
     help: ArgumentHelp(
-      "cluster_size=SIZE, compression_type=zlib|zstd, compat=1.1|0.10, lazy_refcounts=on|off, …",
+      "cluster_size=SIZE, compression_type=zlib|zstd, compat=1.1|0.10, lazy_refcounts=on|off, "
+        + "encrypt.format=luks, …",
       valueName: "name=value,…"))
   var options: [String] = []
+
+  @OptionGroup var key: KeyOptions
 
   @Flag(name: [.customShort("u")], help: "Do not open the backing file; the size must be said.")
   var unsafeBacking = false
@@ -49,10 +52,12 @@ struct Create: ParsableCommand {
     }
     if let size { create.diskByteCount = try CreateOptions.byteCount(size, of: "size", path: file) }
     create.opensBackingFile = !unsafeBacking
+    var reader = KeyReader()
+    let secret = try key.source().map { try reader.read($0) }
     let summary = try remote.open { remote in
       try ImageTools.Create.run(
         path: file, format: try CreateOptions.format(format, path: file), options: create,
-        remote: remote)
+        key: secret, remote: remote)
     }
     if !quiet { print(summary) }
   }

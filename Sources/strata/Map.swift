@@ -63,7 +63,7 @@ struct Map: ParsableCommand {
         if count == 0 { print(MapExtent.humanTitle) }
         if extent.isData && extent.hostOffset == nil {
           throw ImageFault(
-            path, "it holds compressed clusters, which have no offset to show",
+            path, "it holds compressed or encrypted clusters, which have no offset to show",
             wayOut: "use --output=json")
         }
         if let row = extent.humanRow(path: path) { print(row) }

@@ -47,6 +47,17 @@ struct ExportOptions: ParsableArguments {
         + " written (region), or lost (none). (default: region)", valueName: "mode"))
   var bitmapDurability: BitmapDurability?
 
+  @Option(
+    help: ArgumentHelp(
+      "File with the key of an encrypted image, or of the named one of its chain; may be repeated.",
+      valueName: "[image=]path"))
+  var keyFile: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "Descriptor that the key can be read from; may be repeated.", valueName: "[image=]number"))
+  var keyFd: [String] = []
+
   @Flag(help: "Let clients make the disk larger (NBD_CMD_RESIZE).")
   var clientResize = false
 
@@ -143,9 +154,29 @@ struct ExportOptions: ParsableArguments {
     config.remote = remote.policy(common?.remote)
     config.clientsMayResize = clientResize || common?.clientResize == true
     config.bitmapDurability = bitmapDurability ?? common?.bitmapDurability ?? .region
+    config.keys = try keys()
+    if config.keys.isEmpty, let common {
+      config.keys = try common.keys()
+      config.keysAreCommon = true
+    }
     let bitmaps = bitmap.isEmpty ? common?.bitmap ?? [] : bitmap
     config.bitmaps = try bitmaps.map(ExportOptions.bitmapConfig)
     return config
+  }
+
+  private func keys() throws -> [KeySource] {
+    try keyFile.map { text in
+      guard let source = KeySource(parsingFile: text) else {
+        throw ValidationError("--key-file: '\(text)' is not [IMAGE=]PATH; write /run/keys/vm1")
+      }
+      return source
+    }
+      + keyFd.map { text in
+        guard let source = KeySource(parsingDescriptor: text) else {
+          throw ValidationError("--key-fd: '\(text)' is not [IMAGE=]NUMBER; write 3")
+        }
+        return source
+      }
   }
 
   private static func bitmapConfig(_ text: String) throws -> BitmapConfig {

@@ -96,7 +96,7 @@ final class ImageBench {
         layers: layers.map { layer in
           LayerPlan(
             storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
-            diskByteCount: layer.exactDiskByteCount)
+            diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
         }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
         metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
     plan.bitmapDurability = durability

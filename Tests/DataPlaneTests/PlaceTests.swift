@@ -67,7 +67,7 @@ import Testing
     clusterBits: Int, refcountOrder: Int
   ) {
     let geometry = ClusterGeometry(clusterBits: clusterBits, refcountOrder: refcountOrder)
-    let perCluster = geometry.l2EntryCount
+    let perCluster = geometry.tableWordCount
     for old in [perCluster, 2 * perCluster, 3 * perCluster, 17 * perCluster] {
       let growth = TableGrowth(oldEntryCount: old, geometry: geometry)
       #expect(growth.entryCount >= old * 3 / 2)

@@ -62,6 +62,34 @@ extension Resolution {
     #expect(bench.resolution(100_000, 1 << 20) == "zero 1 \((1 << 20) - 100_000)")
   }
 
+  @Test func `subclusters where L2 entries tell of them`() throws {
+    let folder = try TemporaryFolder()
+    try folder.makeOverlay(options: "extended_l2=on")
+    try folder.qemuIO(
+      "disk", "write -P 7 4k 2k", "write -z 8k 2k", "write -P 8 128k 67k", "write -z 256k 64k",
+      "write -c -P 9 512k 64k")
+    let bench = try ImageBench(folder, "disk", isReadOnly: true)
+    var found: [String] = []
+    for start: UInt64 in [0, 4096, 6144, 8192, 10_240, 132_000, 200_704, 262_144, 525_000] {
+      found.append(bench.resolution(start, 1 << 20))
+    }
+    #expect(
+      found == [
+        "data 1 4096", "data 0 2048", "data 1 2048", "zero 0 2048 provisioned", "data 1 120832",
+        "data 0 68704", "data 1 61440", "zero 0 65536", "compressed 0 64824",
+      ])
+    var expected = pattern(1 << 20)
+    let written: [(Int, Int, UInt8)] = [
+      (4096, 2048, 7), (8192, 2048, 0), (131_072, 68_608, 8), (262_144, 65_536, 0),
+      (524_288, 65_536, 9),
+    ]
+    for (start, count, byte) in written {
+      expected = overlay(expected, at: start, with: [UInt8](repeating: byte, count: count))
+    }
+    #expect(try bench.read(0, 1 << 20) == expected)
+    #expect(try bench.read(6000, 3000) == Array(expected[6000..<9000]))
+  }
+
   @Test func `nothing past the overlay's end when the base is longer`() throws {
     let folder = try TemporaryFolder()
     try folder.makeOverlay(baseByteCount: 1 << 20, byteCount: 200_704)

@@ -30,6 +30,17 @@ enum ComparedImages {
     ["qemu-img create -q -f qcow2 -o compat=0.10 image 10M", "qemu-io -c write_1M_3M image"],
     ["qemu-img create -q -f qcow2 -o preallocation=metadata image 3M"],
     [
+      "qemu-img create -q -f qcow2 -o extended_l2=on image 64M",
+      "qemu-io -c write_4k_2k -c write_-z_8k_2k -c write_128k_64k -c write_192k_3k image",
+      "qemu-io -c write_-c_1M_64k -c write_-z_2M_200k -c discard_128k_64k image",
+    ],
+    [
+      "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=16k image 64M",
+      "qemu-io -c write_0_100k -c write_40M_512 -c write_41M_300k image",
+      "qemu-img snapshot -c one image", "qemu-io -c write_1k_1k -c discard_41M_20k image",
+    ],
+    ["qemu-img create -q -f qcow2 -o extended_l2=on,preallocation=metadata image 3M"],
+    [
       "qemu-img create -q -f qcow2 -o preallocation=metadata image 3M",
       "qemu-io -c write_-z_0_512k -c write_1M_300k image",
     ],
@@ -61,6 +72,17 @@ enum ComparedImages {
     [
       "truncate -s 4M base", "qemu-io -f raw -c write_0_4M base",
       "qemu-img create -q -f qcow2 -b base -F raw image 1M",
+    ],
+    [
+      "truncate -s 1000448 base", "qemu-io -f raw -c write_64k_64k base",
+      "qemu-img create -q -f qcow2 -o extended_l2=on -b base -F raw middle 2M",
+      "qemu-io -c write_70k_3k -c write_-z_80k_5k -c write_980k_30k middle",
+      "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=32k -b middle -F qcow2 image 3M",
+      "qemu-io -c write_516k_4k -c write_-z_600k_20k -c write_2500k_1k image",
+    ],
+    [
+      "truncate -s 1M base", "qemu-io -f raw -c write_0_1M base",
+      "qemu-img create -q -f qcow2 -o extended_l2=on,preallocation=metadata -b base -F raw image",
     ],
     ["truncate -s 1000001 image", "qemu-io -f raw -c write_64k_64k image"],
   ]

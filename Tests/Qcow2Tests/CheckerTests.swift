@@ -14,8 +14,11 @@ struct MemoryImage {
   var bytes: [UInt8]
   let layout: NewImageLayout
 
-  init(clusterBits: Int, refcountOrder: Int, diskByteCount: UInt64) throws {
-    let geometry = ClusterGeometry(clusterBits: clusterBits, refcountOrder: refcountOrder)
+  init(
+    clusterBits: Int, refcountOrder: Int, diskByteCount: UInt64, hasSubclusters: Bool = false
+  ) throws {
+    let geometry = ClusterGeometry(
+      clusterBits: clusterBits, refcountOrder: refcountOrder, hasSubclusters: hasSubclusters)
     layout = try NewImageLayout(geometry: geometry, diskByteCount: diskByteCount)
     header = Header(version: 3, geometry: geometry, diskByteCount: diskByteCount)
     layout.apply(to: &header)

@@ -51,6 +51,12 @@ struct HeaderBytes {
     return header
   }
 
+  /// Version 3 with LUKS: its header is behind the L1 table.
+  static var encrypted: HeaderBytes {
+    version3.with(UInt32(2), at: 32).with(UInt32(0x0537_be77), at: 504).with(UInt32(16), at: 508)
+      .with(UInt64(0x4_0000), at: 512).with(UInt64(2_068_480), at: 520)
+  }
+
   /// A copy with a big-endian number poked in.
   func with(_ value: some FixedWidthInteger & UnsignedInteger, at offset: Int) -> HeaderBytes {
     var copy = self

@@ -181,14 +181,51 @@ import Testing
   }
 }
 
+@Suite struct `The encryption of a qcow2 image` {
+  @Test func `has its header where the extension says, and needs a key`() throws {
+    let header = try HeaderBytes.encrypted.decode()
+    #expect(
+      try header.encryptionArea()
+        == EncryptionExtension(offset: HostOffset(byteOffset: 0x4_0000), byteCount: 2_068_480))
+    try header.requireSupported(forWriting: true, needsNoKey: true)
+    #expect(throws: ImageError.self) { try header.requireSupported(forWriting: false) }
+    #expect(try header.encode() == HeaderBytes.encrypted.bytes)
+  }
+
+  // qcow2.rst, "Full disk encryption header pointer".
+  @Test(arguments: [
+    HeaderBytes.encrypted.with(UInt32(0), at: 32), HeaderBytes.encrypted.with(UInt32(1), at: 32),
+    HeaderBytes.version3.with(UInt32(2), at: 32), HeaderBytes.version3.with(UInt32(3), at: 32),
+    HeaderBytes.encrypted.with(UInt32(15), at: 508),
+    HeaderBytes.encrypted.with(UInt32(24), at: 508),
+    HeaderBytes.encrypted.with(UInt64(0x4_0001), at: 512),
+    HeaderBytes.encrypted.with(UInt64(0), at: 512),
+    HeaderBytes.encrypted.with(UInt64.max << 16, at: 512),
+    HeaderBytes.encrypted.with(UInt64(0), at: 520),
+    HeaderBytes.encrypted.with(UInt64(16 << 20 + 1), at: 520),
+    HeaderBytes.encrypted.with(UInt64.max, at: 520),
+  ])
+  func `is refused when method, extension and place contradict each other`(
+    golden: HeaderBytes
+  ) {
+    #expect(throws: ImageError.self) { try golden.decode() }
+  }
+
+  @Test func `needs a disk of whole sectors`() throws {
+    let header = try HeaderBytes.encrypted.with(UInt64(1 << 20 + 1), at: 24).decode()
+    #expect(throws: ImageError.self) {
+      try header.requireSupported(forWriting: false, needsNoKey: true)
+    }
+  }
+}
+
 @Suite struct `What a qcow2 image needs and this program lacks` {
   static let features: [(HeaderBytes, String)] = [
     (HeaderBytes.version3.with(UInt64(1 << 20), at: 72), "bit 20"),
-    (HeaderBytes.version3.with(UInt64(1 << 4), at: 72), "extended L2"),
     (HeaderBytes.version3.with(UInt64(1 << 2), at: 72), "external data file"),
     (HeaderBytes.version3.with(UInt64(1 << 3), at: 72).with(UInt8(2), at: 104), "type 2"),
     (HeaderBytes.version3.with(UInt32(1), at: 32), "AES"),
-    (HeaderBytes.version3.with(UInt32(2), at: 32), "LUKS"),
+    (HeaderBytes.encrypted, "LUKS"),
   ]
 
   @Test(arguments: features) func `is refused by name, also for reading`(

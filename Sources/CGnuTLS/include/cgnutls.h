@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// GnuTLS for Swift: a session whose transport is memory, and credentials from memory. Functions
-// return what GnuTLS returns, a negative code on failure. Source: gnutls.h, "Callback functions".
+// GnuTLS for Swift: a session whose transport is memory, credentials from memory, and the ciphers
+// of disk encryption. Functions return what GnuTLS returns, a negative code on failure.
+// Source: gnutls.h, "Callback functions"; crypto.h.
 // Memory that GnuTLS and we hand to each other is that of malloc(3), which is all that it uses.
 #pragma once
 #include <errno.h>
+#include <gnutls/crypto.h>
 #include <gnutls/gnutls.h>
 #include <gnutls/x509.h>
 #include <stddef.h>
@@ -218,6 +220,25 @@ static inline int cgnutls_wants_room(gnutls_session_t session) {
 /// Announces the end of what this side sends, without waiting for the other.
 static inline int cgnutls_say_goodbye(gnutls_session_t session) {
   return gnutls_bye(session, GNUTLS_SHUT_WR);
+}
+
+// -- Ciphers ---------------------------------------------------------------------------------
+
+/// Makes a cipher with a key, which is copied. An initialisation vector is set before each use.
+static inline int cgnutls_make_cipher(gnutls_cipher_hd_t _Nullable *_Nonnull cipher,
+                                      gnutls_cipher_algorithm_t algorithm, const void *key,
+                                      size_t byte_count) {
+  gnutls_datum_t datum = {(unsigned char *)key, (unsigned)byte_count};
+  return gnutls_cipher_init(cipher, algorithm, &datum, NULL);
+}
+
+/// PBKDF2 (RFC 8018) with HMAC of a hash.
+static inline int cgnutls_derive(gnutls_mac_algorithm_t hash, const void *password,
+                                 size_t password_count, const void *salt, size_t salt_count,
+                                 unsigned iterations, void *key, size_t key_count) {
+  gnutls_datum_t password_datum = {(unsigned char *)password, (unsigned)password_count};
+  gnutls_datum_t salt_datum = {(unsigned char *)salt, (unsigned)salt_count};
+  return gnutls_pbkdf2(hash, &password_datum, &salt_datum, iterations, key, key_count);
 }
 
 #pragma clang assume_nonnull end

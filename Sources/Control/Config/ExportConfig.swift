@@ -5,6 +5,7 @@
 
 import BlockTypes
 import DataPlane
+import ImageTools
 import NBDProtocol
 
 /// One export, in the user's words.
@@ -30,6 +31,10 @@ public struct ExportConfig: Sendable {
   public var remote = RemotePolicy()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
+  /// Where the keys of encrypted images are.
+  public var keys: [KeySource] = []
+  /// They were said for all exports, of which some may need none.
+  public var keysAreCommon = false
   /// What becomes of bitmaps that the image keeps when the process ends without notice.
   public var bitmapDurability = BitmapDurability.region
   /// The dirty bitmaps to begin with, beside those of the image.

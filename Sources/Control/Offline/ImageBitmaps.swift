@@ -66,6 +66,7 @@ public enum ImageBitmaps {
   ) throws(ControlError) -> [OpenedLayer] {
     var options = OpenChain.Options(takesLocks: takesLocks, followsBackingFiles: false)
     options.keepsBitmaps = true
+    options.needsKeys = false
     do throws(ImageFault) {
       return try OpenChain.open(path: path, format: .qcow2, access: access, options: options)
     } catch {

@@ -15,6 +15,7 @@ extension ImageStack {
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
   ///   engine, `BitmapFault` when a bitmap cannot be made.
   init(_ plan: ExportPlan, slotCount: Int) throws {
+    for layer in plan.layers { try layer.requireCipher() }
     // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
     let allocator = try Allocator(plan)
@@ -22,7 +23,7 @@ extension ImageStack {
       diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
     let store = try BitmapStore.load(plan, into: &bitmaps)
     try bitmaps.perform(plan.bitmapActions)
-    let block = try ImageStack.activeBlockByteCount(plan)
+    let block = try ImageStack.blockByteCount(plan)
     let direct = plan.engine == .aio ? ImageStack.chooseAlignment(plan, block) : nil
     var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
     for layer in plan.layers {
@@ -33,6 +34,7 @@ extension ImageStack {
           layer.storage, direct: direct != nil, byteCount: try layer.storage.file.byteCount())
       }
     }
+    let ciphers = plan.layers.map { $0.cipher.map { disks.add($0) } ?? -1 }
     let pool = try BlockingPool(threadCount: 2)
     var buffers = BufferPool()
     guard let zeroes = buffers.acquire(byteCount: ImageStack.largestCluster(plan)) else {
@@ -41,7 +43,7 @@ extension ImageStack {
 
     requests = RequestTable(slotCount: slotCount)
     layers = FixedArray(count: tables.count) {
-      Layer(plan.layers[$0], file: $0, l1: tables[$0])
+      Layer(plan.layers[$0], file: $0, cipher: ciphers[$0], l1: tables[$0])
     }
     cache = TableCache(byteCount: plan.metadataCacheByteCount)
     self.allocator = allocator
@@ -63,26 +65,29 @@ extension ImageStack {
     }
   }
 
-  /// What writes to the active layer are multiples of in any case: the blocks of a remote storage.
-  /// Reads of remote backing files need no alignment (`RemoteStorage`).
-  private static func activeBlockByteCount(_ plan: ExportPlan) throws(ImageError) -> UInt64 {
+  /// What all I/O is a multiple of in any case: the sectors of encrypted layers, and, where there
+  /// are writes, the blocks of a remote active layer. Reads of remote backing files need no
+  /// alignment (`RemoteStorage`).
+  private static func blockByteCount(_ plan: ExportPlan) throws(ImageError) -> UInt64 {
     let block = plan.layers[0].storage.file.blockByteCount
     if case .qcow2(let header) = plan.layers[0].format,
-      header.geometry.clusterByteCount < block, !plan.isReadOnly
+      header.geometry.subclusterByteCount < block, !plan.isReadOnly
     {
+      let name = header.geometry.hasSubclusters ? "subclusters" : "clusters"
       throw ImageError(
         .unsupported,
-        "its clusters of \(header.geometry.clusterByteCount) bytes are smaller than the blocks of"
-          + " \(block) bytes of the storage")
+        "its \(name) of \(header.geometry.subclusterByteCount) bytes are smaller than the blocks"
+          + " of \(block) bytes of the storage")
     }
-    return plan.isReadOnly ? 1 : block
+    let sector = plan.layers.contains { $0.cipher != nil } ? UInt64(CipherSector.byteCount) : 1
+    return max(plan.isReadOnly ? 1 : block, sector)
   }
 
   /// The alignment in bytes for direct I/O on all local files of the chain, a multiple of `block`;
   /// nil to use the page cache.
   ///
-  /// All or nothing: a segment may begin at any cluster border or disk end of any layer, so one
-  /// layer that does not keep the strictest file's alignment would make reads of the others
+  /// All or nothing: a segment may begin at any border of a (sub)cluster or end of a disk of any
+  /// layer, so one that does not keep the strictest file's alignment would make reads of the others
   /// unaligned (decision 0003).
   private static func chooseAlignment(_ plan: ExportPlan, _ block: UInt64) -> UInt64? {
     var alignment = block
@@ -99,7 +104,7 @@ extension ImageStack {
       case .raw:
         guard layer.diskByteCount.isAligned(to: alignment) else { return disableDirect(plan) }
       case .qcow2(let header):
-        guard header.geometry.clusterByteCount >= alignment,
+        guard header.geometry.subclusterByteCount >= alignment,
           index == 0 || layer.diskByteCount.isAligned(to: alignment)
         else { return disableDirect(plan) }
       }

@@ -12,6 +12,8 @@ import Qcow2
 struct Layer: ~Copyable {
   let isRaw: Bool
   let file: Int
+  /// What encrypts the guest's data, by its number in the disk queue; -1: nothing does.
+  let cipher: Int32
   /// The active layer may grow (Resize.swift).
   var diskByteCount: UInt64
   let version: Int
@@ -24,8 +26,9 @@ struct Layer: ~Copyable {
   var l1: FixedArray<UInt64>
 
   /// A layer whose L1 table, read before, is `table`.
-  init(_ plan: LayerPlan, file: Int, l1 table: [UInt64]) {
+  init(_ plan: LayerPlan, file: Int, cipher: Int32, l1 table: [UInt64]) {
     self.file = file
+    self.cipher = cipher
     diskByteCount = plan.diskByteCount
     switch plan.format {
     case .raw:
@@ -51,6 +54,14 @@ struct Layer: ~Copyable {
 }
 
 extension LayerPlan {
+  /// Throws when the guest's data is encrypted and there is nothing to decrypt it.
+  func requireCipher() throws(ImageError) {
+    guard case .qcow2(let header) = format, header.encryptionMethod != 0, cipher == nil else {
+      return
+    }
+    throw ImageError(.refused, "\(storage.path) is encrypted, and there is no key for it")
+  }
+
   /// Reads the L1 table, which the data plane keeps whole.
   ///
   /// - Throws: `ImageError` when it cannot be read whole.
@@ -65,7 +76,7 @@ extension LayerPlan {
     guard case .qcow2(let header) = format else { return [] }
     return try readTable(
       at: header.refcountTableOffset,
-      entryCount: header.refcountTableClusterCount * header.geometry.l2EntryCount,
+      entryCount: header.refcountTableClusterCount * header.geometry.tableWordCount,
       what: "the refcount table")
   }
 

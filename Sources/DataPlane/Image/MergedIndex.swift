@@ -24,8 +24,8 @@ struct IndexEntry: Equatable {
     case zero
     case zeroAllocated
     case compressed
-    /// Parts of the unit belong to different layers, because one of them ends inside it; or the
-    /// table is damaged. The layers have to be asked one by one.
+    /// Parts of the unit belong to different layers, because one of them ends inside it or has
+    /// subclusters; or the table is damaged. The layers have to be asked one by one.
     case mixed
   }
 

@@ -50,6 +50,7 @@ extension ImageStack {
           file: layers[layer].file, at: host,
           into: DiskQueue.Piece(
             scan.buffer, Int(scan.cursor - scan.bufferStart), Int(byteCount)),
+          cipher: layers[layer].cipher,
           tag: IOTag(readFor: index, block: scan.block).rawValue)
         requests.slots[index].readCount += 1
         requests.slots[index].scan.cursor += byteCount

@@ -160,7 +160,7 @@ struct TableGrowth {
 
   /// At least half as large again, and large enough to hold the blocks that it needs itself.
   init(oldEntryCount: Int, geometry: ClusterGeometry) {
-    let perCluster = geometry.l2EntryCount  // both tables have 8-byte entries
+    let perCluster = geometry.tableWordCount
     let perBlock = Int(geometry.refcountBlockEntryCount)
     var clusters = (oldEntryCount * 3 / 2 + perCluster) / perCluster
     var blocks = 1

@@ -79,6 +79,9 @@ extension ImageStack {
     guard let page = cache.find(index, place.pageOffset), cache.pages[page].state == .ready else {
       return .found(.needsTable(layer: index, pageOffset: place.pageOffset, l1Index: l1Index))
     }
+    if geometry.hasSubclusters {
+      return scanSubclusters(cursor, limit, in: index, page: page, place: place)
+    }
     return scanRun(cursor, limit, in: index, page: page, place: place)
   }
 
@@ -131,10 +134,10 @@ struct PagePlace {
 
   init(entryIndex: Int, table: UInt64, geometry: ClusterGeometry) {
     let pageByteCount = geometry.pageByteCount
-    let byte = entryIndex * 8
+    let byte = entryIndex << geometry.l2EntryBits
     pageOffset = table + UInt64(byte / pageByteCount * pageByteCount)
-    entryInPage = byte % pageByteCount / 8
-    entriesPerPage = pageByteCount / 8
+    entryInPage = (byte % pageByteCount) >> geometry.l2EntryBits
+    entriesPerPage = pageByteCount >> geometry.l2EntryBits
   }
 }
 

@@ -81,7 +81,8 @@ extension ImageStack {
       case .taken(let host, let count, let isFresh):
         requests.slots[index].allocation.host = host
         requests.slots[index].allocation.clusterCount = count
-        requests.slots[index].allocation.isFresh = isFresh
+        // Zeroes in the file are none for who decrypts them.
+        requests.slots[index].allocation.isFresh = isFresh && layers[0].cipher < 0
         counters.allocationCount += 1
         counters.allocatedClusterCount += UInt64(count)
       }
@@ -119,10 +120,12 @@ extension ImageStack {
         slot.allocation.tailIsZero ? zeroes : slot.allocation.tailFill, 0,
         Int(written.end - payload.end))
     }
-    disks.queueWrite(
-      file: layers[0].file,
-      at: slot.allocation.host + (written.start - slot.allocation.guestStart), from: pieces,
-      isDurable: false, tag: IOTag(.clusterWrite, index).rawValue)
+    guard
+      disks.queueWrite(
+        file: layers[0].file,
+        at: slot.allocation.host + (written.start - slot.allocation.guestStart), from: pieces,
+        isDurable: false, cipher: layers[0].cipher, tag: IOTag(.clusterWrite, index).rawValue)
+    else { return fail(index, .noMemory) }
     requests.slots[index].clusterWriteCount += 1
     requests.slots[index].stage = .writingClusters
     return .waits

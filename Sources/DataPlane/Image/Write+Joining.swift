@@ -30,7 +30,7 @@ extension ImageStack {
     case .gathering: isFree = !placedPart(owner, of: owner).overlaps(part)
     case .writing:
       isFree = !requests.slots[owner].allocation.written.overlaps(part)
-      if isFree { writeBeside(index, owner, part) }
+      if isFree, !writeBeside(index, owner, part) { return fail(index, .noMemory) }
     }
     guard isFree else {
       allocationWaiters.append(index, &requests.slots)
@@ -42,16 +42,21 @@ extension ImageStack {
     return .waits
   }
 
-  /// Writes a part of clusters that are not mapped yet, of which the owner's write leaves it out.
-  private mutating func writeBeside(_ index: Int, _ owner: Int, _ part: ByteRange) {
+  /// Writes a part of clusters that are not mapped yet, of which the owner's write leaves it out;
+  /// false when there is no memory for that.
+  private mutating func writeBeside(_ index: Int, _ owner: Int, _ part: ByteRange) -> Bool {
     let allocation = requests.slots[owner].allocation
     let piece = DiskQueue.Piece(
       requests.slots[index].buffer, Int(part.start - requests.slots[index].bufferStart),
       Int(part.byteCount))
-    disks.queueWrite(
-      file: layers[0].file, at: allocation.host + (part.start - allocation.guestStart),
-      from: [piece, .none, .none], isDurable: false, tag: IOTag(.write, index).rawValue)
+    guard
+      disks.queueWrite(
+        file: layers[0].file, at: allocation.host + (part.start - allocation.guestStart),
+        from: [piece, .none, .none], isDurable: false, cipher: layers[0].cipher,
+        tag: IOTag(.write, index).rawValue)
+    else { return false }
     requests.slots[index].writeCount += 1
+    return true
   }
 
   /// Lets the requests of this tick that have not been looked at yet join, if there is room.

@@ -101,7 +101,9 @@ extension ImageStack {
       guard disks.hasRoom else { return waitForQueue(index) }
       switch findPlace(cursor, requests.slots[index].placeEnd) {
       case .inPlace(let host, let byteCount, let isSettled):
-        writeInPlace(index, host, byteCount, isSettled: isSettled)
+        guard writeInPlace(index, host, byteCount, isSettled: isSettled) else {
+          return fail(index, .noMemory)
+        }
       case .unplaced(let clusterCount):
         return beginAllocation(index, clusterCount, preallocatedAt: nil)
       case .preallocated(let host, let clusterCount):
@@ -120,20 +122,25 @@ extension ImageStack {
     return .more
   }
 
+  /// Queues a write to a place that is known; false when there is no memory for that.
   private mutating func writeInPlace(
     _ index: Int, _ host: UInt64, _ byteCount: UInt64, isSettled: Bool
-  ) {
+  ) -> Bool {
     let cursor = requests.slots[index].placeCursor
     let isDurable = requests.slots[index].flags.contains(.fua)
     let piece = DiskQueue.Piece(
       requests.slots[index].buffer, Int(cursor - requests.slots[index].bufferStart),
       Int(byteCount))
-    disks.queueWrite(
-      file: layers[0].file, at: host, from: [piece, .none, .none],
-      isDurable: isDurable && isSettled, tag: IOTag(.write, index).rawValue)
+    guard
+      disks.queueWrite(
+        file: layers[0].file, at: host, from: [piece, .none, .none],
+        isDurable: isDurable && isSettled, cipher: layers[0].cipher,
+        tag: IOTag(.write, index).rawValue)
+    else { return false }
     if isDurable && !isSettled { requests.slots[index].needsFlush = true }
     requests.slots[index].writeCount += 1
     requests.slots[index].placeCursor = cursor + byteCount
+    return true
   }
 
   /// Finds the place of the first bytes of the aligned range `cursor ..< end` in the active layer.

@@ -20,11 +20,16 @@ public struct LayerPlan {
   public let format: Format
   /// Bytes of the disk that this layer describes; may differ from the export's size.
   public let diskByteCount: UInt64
+  /// What encrypts the guest's data in this layer; nil: nothing does.
+  public let cipher: (any SectorCipher)?
 
-  public init(storage: LayerFile, format: Format, diskByteCount: UInt64) {
+  public init(
+    storage: LayerFile, format: Format, diskByteCount: UInt64, cipher: (any SectorCipher)? = nil
+  ) {
     self.storage = storage
     self.format = format
     self.diskByteCount = diskByteCount
+    self.cipher = cipher
   }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Opens an image and everything below it. Formats are said by the user or recorded in the overlay,
-// backing names are names of files, and loops end. Opens and locks files, and rebuilds the
-// reference counts of a dirty image that is opened for writing.
+// Opens an image and everything below it, encrypted ones with their keys. Formats are said by the
+// user or recorded in the overlay, backing names are names of files, and loops end. Opens and locks
+// files, and rebuilds the reference counts of a dirty image that is opened for writing.
 
 import BlockTypes
 import Compression
@@ -43,6 +43,10 @@ public enum OpenChain {
     public var changesDisk: Bool
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
+    /// The keys of encrypted images; nil: there are none.
+    public var keys: KeyRing?
+    /// Off for verbs that look at no data of the guest: these need no keys.
+    public var needsKeys = true
 
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
@@ -120,7 +124,8 @@ public enum OpenChain {
       var header = try OpenedLayer.readHeader(of: storage)
       do throws(ImageError) {
         if options.requiresSupport {
-          try header.requireSupported(forWriting: access == .readWrite)
+          try header.requireSupported(
+            forWriting: access == .readWrite, needsNoKey: options.keys != nil || !options.needsKeys)
           if access == .readWrite, !options.keepsBitmaps { try header.requireNoBitmaps() }
           try ClusterCodec(rawValue: header.compressionType)?.load()
         } else if access == .readWrite {
@@ -129,6 +134,7 @@ public enum OpenChain {
       } catch {
         throw ImageFault(storage.path, error)
       }
+      let cipher = try cipher(of: storage, header, options)
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
@@ -141,7 +147,20 @@ public enum OpenChain {
         header.autoclearFeatures = kept
         try storage.rewriteHeader(to: header)
       }
-      return OpenedLayer(qcow2: storage, header: header)
+      return OpenedLayer(qcow2: storage, header: header, cipher: cipher)
+    }
+  }
+
+  /// What decrypts the guest's data, before anything of the image is changed.
+  private static func cipher(
+    of storage: LayerFile, _ header: Header, _ options: Options
+  ) throws(ImageFault) -> (any SectorCipher)? {
+    guard options.needsKeys, let keys = options.keys,
+      header.encryptionMethod == Header.encryptionLUKS
+    else { return nil }
+    let volume = try keys.open(storage, header)
+    do throws(ImageError) { return try volume.cipher() } catch {
+      throw ImageFault(storage.path, error)
     }
   }
 

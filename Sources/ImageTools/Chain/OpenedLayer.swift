@@ -18,6 +18,9 @@ public struct OpenedLayer: Sendable {
   /// The same, to the byte: what an export of this image offers.
   public let exactDiskByteCount: UInt64
 
+  /// What encrypts the guest's data; nil: nothing does, or no key was wanted.
+  public let cipher: (any SectorCipher)?
+
   /// The path as resolved: what the user named, or the backing name from its image's folder.
   public var path: String { storage.path }
 
@@ -29,12 +32,14 @@ public struct OpenedLayer: Sendable {
     self.storage = storage
     self.format = .raw
     self.header = nil
+    self.cipher = nil
     self.exactDiskByteCount = try storage.byteCount()
     self.diskByteCount = exactDiskByteCount.alignedUp(to: 512)
   }
 
   /// Describes a qcow2 image with a header that was decoded from this file.
-  init(qcow2 storage: LayerFile, header: Header) {
+  init(qcow2 storage: LayerFile, header: Header, cipher: (any SectorCipher)?) {
+    self.cipher = cipher
     self.storage = storage
     self.format = .qcow2
     self.header = header

@@ -34,11 +34,16 @@ struct CopiedFlagRepair {
   }
 
   private func correctTable(at offset: UInt64) throws(ImageFault) {
-    let words = try words(at: offset, count: header.geometry.l2EntryCount)
-    let corrected = words.map { word in
+    let words = try words(at: offset, count: header.geometry.tableWordCount)
+    let table = L2TableWords(words, header)
+    var corrected = words
+    for index in 0..<table.entryCount {
+      let word = table.descriptor(index).rawValue
       let cluster = CopiedFlags.cluster(
         ofL2: word, geometry: header.geometry, version: header.version)
-      return cluster.map { CopiedFlags.corrected(word, count: references(to: $0)) } ?? word
+      guard let cluster else { continue }
+      corrected[table.wordIndex(index)] = CopiedFlags.corrected(
+        word, count: references(to: cluster))
     }
     if corrected != words { try write(corrected, at: offset) }
   }

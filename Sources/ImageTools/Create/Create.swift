@@ -4,6 +4,7 @@
 // first and the header last, so that a crash leaves no half image that looks like a whole one.
 
 import BlockTypes
+import Encryption
 import LinuxIO
 import Qcow2
 
@@ -14,18 +15,27 @@ public enum Create {
   /// Nothing is touched before everything that can be checked has been checked. A file that was
   /// there is overwritten, after its lock was taken; a new file is removed when its creation fails.
   ///
-  /// - Parameter remote: opens what is no file; nil: there is no such thing.
+  /// - Parameters:
+  ///   - key: opens the image if it is to be encrypted.
+  ///   - remote: opens what is no file; nil: there is no such thing.
   public static func run(
-    path: String, format: ImageFormat, options: CreateOptions, remote: (any RemoteOpener)? = nil
+    path: String, format: ImageFormat, options: CreateOptions, key: SecretBytes? = nil,
+    remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> String {
     var options = options
     try options.requireConsistent(path: path)
+    try options.encryption.requireConsistent(path: path, format: format)
+    guard key == nil || options.encryption.isWanted else {
+      throw ImageFault(
+        path, "there is a key, but the image is not to be encrypted",
+        wayOut: "add -o encrypt.format=luks", kind: .refused)
+    }
     // The layers below stay open, and with it locked, until the image is there.
     let base = try openBackingFile(
       of: path, format: format, options: options, remote: remote)
     let requested = options.diskByteCount
     options.diskByteCount = try diskByteCount(path, options: options, base: base)
-    let content = try NewImage(path: path, format: format, options: options)
+    let content = try NewImage(path: path, format: format, options: options, key: key)
     try withTarget(path, base: base, remote: remote) { (storage, isNew) throws(ImageFault) in
       try content.write(to: storage, isNew: isNew)
     }
@@ -52,7 +62,14 @@ public enum Create {
     guard options.opensBackingFile else { return [] }
     return try OpenChain.open(
       path: isRemote ? backingFile : name.path(relativeTo: path), format: options.backingFormat,
-      access: .readOnly, options: OpenChain.Options(detection: .none, remote: remote))
+      access: .readOnly, options: backingOptions(remote))
+  }
+
+  /// Only the size of the backing file is looked at.
+  private static func backingOptions(_ remote: (any RemoteOpener)?) -> OpenChain.Options {
+    var options = OpenChain.Options(detection: .none, remote: remote)
+    options.needsKeys = false
+    return options
   }
 
   private static func diskByteCount(

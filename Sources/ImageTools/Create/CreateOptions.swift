@@ -22,6 +22,7 @@ public struct CreateOptions: Hashable, Sendable {
   public var backingFormat: ImageFormat?
   /// Bytes of the disk; nil takes the backing file's.
   public var diskByteCount: UInt64?
+  public var encryption = EncryptionOptions()
   /// Whether the backing file is opened to see that it is there and how large it is.
   public var opensBackingFile = true
 
@@ -37,6 +38,7 @@ public struct CreateOptions: Hashable, Sendable {
   }
 
   private mutating func apply(name: String, value: String, path: String) throws(ImageFault) {
+    if try encryption.apply(name: name, value: value, path: path) { return }
     switch name {
     case "size": diskByteCount = try Self.byteCount(value, of: name, path: path)
     case "backing_file": backingFile = value
@@ -60,19 +62,25 @@ public struct CreateOptions: Hashable, Sendable {
       }
       refcountOrder = bits.trailingZeroBitCount
     case "lazy_refcounts": usesLazyRefcounts = try Self.flag(value, of: name, path: path)
-    case "preallocation", "encryption", "extended_l2", "data_file_raw", "nocow":
+    case "encryption":
+      guard value == "off" else {
+        throw ImageFault(
+          path, "encryption=\(value) is the old method AES, which is broken and not supported",
+          wayOut: "use encrypt.format=luks", kind: .unsupported)
+      }
+    case "preallocation", "extended_l2", "data_file_raw", "nocow":
       guard value == "off" else { throw Self.refuseUnsupported(path, name, value) }
     case "compression_type":
       guard let codec = [ClusterCodec.deflate, .zstd].first(where: { $0.name == value }) else {
         throw Self.refuse(path, name, value, "zlib or zstd")
       }
       self.codec = codec
-    case "data_file", "encrypt.format": throw Self.refuseUnsupported(path, name, value)
+    case "data_file": throw Self.refuseUnsupported(path, name, value)
     default:
       throw ImageFault(
         path, "the option '\(name)' is not known",
         wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, compression_type, "
-          + "lazy_refcounts or refcount_bits", kind: .refused)
+          + "lazy_refcounts, refcount_bits or encrypt.format", kind: .refused)
     }
   }
 

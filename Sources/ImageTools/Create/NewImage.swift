@@ -3,6 +3,7 @@
 // The content of an image that is about to be created, and how it gets into the file.
 
 import BlockTypes
+import Encryption
 import LinuxIO
 import Qcow2
 
@@ -14,20 +15,31 @@ struct NewImage {
   let diskByteCount: UInt64
   /// nil for a raw image.
   private let qcow2: (header: [UInt8], layout: NewImageLayout)?
+  /// nil for an image that is not encrypted.
+  private let volume: NewVolume?
 
-  init(path: String, format: ImageFormat, options: CreateOptions) throws(ImageFault) {
+  init(
+    path: String, format: ImageFormat, options: CreateOptions, key: SecretBytes?
+  ) throws(ImageFault) {
     self.path = path
     self.format = format
     self.options = options
     self.diskByteCount = options.diskByteCount ?? 0
     guard format == .qcow2 else {
       self.qcow2 = nil
+      self.volume = nil
       return
     }
+    let volume =
+      options.encryption.isWanted
+      ? try NewVolume(options.encryption, key: key, path: path) : nil
+    self.volume = volume
     do throws(ImageError) {
       let geometry = ClusterGeometry(
         clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
-      let layout = try NewImageLayout(geometry: geometry, diskByteCount: diskByteCount)
+      let layout = try NewImageLayout(
+        geometry: geometry, diskByteCount: diskByteCount,
+        encryptionByteCount: UInt64(volume?.bytes.count ?? 0))
       var header = Header(
         version: options.version, geometry: geometry, diskByteCount: diskByteCount)
       header.backingFile = options.backingFile
@@ -86,6 +98,7 @@ struct NewImage {
     }
     try storage.write(layout.refcountTableBytes(), at: layout.refcountTableOffset.byteOffset)
     try storage.write(layout.refcountBlockBytes(), at: layout.refcountBlocksOffset.byteOffset)
+    if let volume { try storage.write(volume.bytes, at: layout.encryptionOffset.byteOffset) }
   }
 
   private func writeZeroes(
@@ -103,7 +116,9 @@ struct NewImage {
   func summary(requestedByteCount: UInt64?) -> String {
     let size = requestedByteCount ?? diskByteCount
     guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
-    var line = "Formatting '\(path)', fmt=qcow2 cluster_size=\(1 << options.clusterBits) "
+    var line = "Formatting '\(path)', fmt=qcow2 "
+    for option in options.encryption.given { line += "\(option) " }
+    line += "cluster_size=\(1 << options.clusterBits) "
     line += "extended_l2=off compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }

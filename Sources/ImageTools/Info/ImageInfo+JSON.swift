@@ -75,7 +75,7 @@ extension ImageInfo {
     json.field("refcount-bits", 1 << header.geometry.refcountOrder)
     if header.encryptionMethod != 0 {
       json.beginObject("encrypt")
-      json.field("format", header.encryptionName)
+      writeEncryption(header, to: &json)
       json.end()
     }
     if let dataFile = header.externalDataFile {
@@ -84,6 +84,32 @@ extension ImageInfo {
     }
     json.field("corrupt", header.isMarkedCorrupt)
     json.field("extended-l2", header.incompatibleFeatures.contains(.extendedL2))
+  }
+
+  private func writeEncryption(_ header: Header, to json: inout JSONWriter) {
+    guard let encryption else {
+      json.field("format", header.encryptionName)
+      return
+    }
+    json.field("ivgen-alg", encryption.vectorText)
+    json.field("hash-alg", encryption.hashName)
+    json.field("cipher-alg", encryption.cipherText)
+    json.field("uuid", encryption.uuid)
+    if let hash = encryption.vectorHashText { json.field("ivgen-hash-alg", hash) }
+    json.field("format", header.encryptionName)
+    json.field("cipher-mode", encryption.modeText)
+    json.beginArray("slots")
+    for slot in encryption.slots {
+      json.beginObject()
+      json.field("active", slot.isActive)
+      if slot.isActive { json.field("iters", slot.iterationCount) }
+      json.field("key-offset", slot.materialOffset)
+      if slot.isActive { json.field("stripes", slot.stripeCount) }
+      json.end()
+    }
+    json.end()
+    json.field("payload-offset", UInt64(encryption.payloadSector) * 512)
+    json.field("master-key-iters", encryption.digestIterationCount)
   }
 
   private func writeSnapshots(to json: inout JSONWriter) {

@@ -49,7 +49,8 @@ extension ImageInfo {
     }
     lines.append(width)
     if header.encryptionMethod != 0 {
-      lines += ["encrypt:", "    format: \(header.encryptionName)"]
+      lines.append("encrypt:")
+      lines += encryptionLines(of: header).map { "    " + $0 }
     }
     if let dataFile = header.externalDataFile {
       lines.append("data file: \(dataFile)")
@@ -58,6 +59,28 @@ extension ImageInfo {
     lines.append("corrupt: \(header.isMarkedCorrupt)")
     lines.append("extended l2: \(header.incompatibleFeatures.contains(.extendedL2))")
     return lines
+  }
+
+  private func encryptionLines(of header: Header) -> [String] {
+    guard let encryption else { return ["format: \(header.encryptionName)"] }
+    var lines = [
+      "ivgen alg: \(encryption.vectorText)", "hash alg: \(encryption.hashName)",
+      "cipher alg: \(encryption.cipherText)", "uuid: \(encryption.uuid)",
+    ]
+    if let hash = encryption.vectorHashText { lines.append("ivgen hash alg: \(hash)") }
+    lines += [
+      "format: \(header.encryptionName)", "cipher mode: \(encryption.modeText)", "slots:",
+    ]
+    for (index, slot) in encryption.slots.enumerated() {
+      lines += ["    [\(index)]:", "        active: \(slot.isActive)"]
+      if slot.isActive { lines.append("        iters: \(slot.iterationCount)") }
+      lines.append("        key offset: \(slot.materialOffset)")
+      if slot.isActive { lines.append("        stripes: \(slot.stripeCount)") }
+    }
+    return lines + [
+      "payload offset: \(UInt64(encryption.payloadSector) * 512)",
+      "master key iters: \(encryption.digestIterationCount)",
+    ]
   }
 
   private var snapshotLines: [String] {

@@ -3,6 +3,7 @@
 // What `info` tells about one image. Reads the header, the snapshot table and the bitmap directory.
 
 import BlockTypes
+import Encryption
 import LinuxIO
 import Qcow2
 
@@ -19,6 +20,9 @@ public struct ImageInfo: Sendable {
   public let header: Header?
   public let snapshots: [SnapshotEntry]
   public let bitmaps: [BitmapEntry]
+  /// How the image is encrypted; nil: it is not, or not as we know it.
+  public let encryption: LUKSHeader?
+  private let encryptionFault: String?
 
   /// Looks at the image at `path` and, if asked, at everything below it.
   public static func list(
@@ -43,6 +47,7 @@ public struct ImageInfo: Sendable {
     self.allocatedByteCount = try storage.allocatedByteCount()
     self.isRemote = storage.file.remote != nil
     self.header = layer.header
+    (encryption, encryptionFault) = Self.encryption(layer)
     guard let header = layer.header else {
       self.snapshots = []
       self.bitmaps = []
@@ -57,6 +62,25 @@ public struct ImageInfo: Sendable {
         read: { (offset, byteCount) throws(ImageFault) in try reader.read(offset, byteCount) }
       ).entries
     self.bitmaps = header.hasPersistentBitmaps ? try Self.bitmaps(header, reader) : []
+  }
+
+  /// What is wrong with the encryption is no reason to tell nothing of the image.
+  private static func encryption(_ layer: OpenedLayer) -> (header: LUKSHeader?, fault: String?) {
+    guard let header = layer.header, header.encryptionMethod == Header.encryptionLUKS else {
+      return (nil, nil)
+    }
+    do throws(ImageFault) {
+      let start = try layer.storage.encryptionStart(of: header).header
+      do throws(ImageError) {
+        _ = try start.specification()
+        _ = try start.hash()
+        return (start, nil)
+      } catch {
+        return (start, error.description)
+      }
+    } catch {
+      return (nil, error.cause)
+    }
   }
 
   private static func bitmaps(
@@ -88,8 +112,8 @@ public struct ImageInfo: Sendable {
   /// Why this program cannot read the image, nil when it can.
   public var refusal: String? {
     do throws(ImageError) {
-      try header?.requireSupported(forWriting: false)
-      return nil
+      try header?.requireSupported(forWriting: false, needsNoKey: true)
+      return encryptionFault
     } catch {
       return error.reason
     }

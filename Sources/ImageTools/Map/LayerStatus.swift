@@ -107,39 +107,57 @@ struct LayerMap {
     let clusterByteCount = geometry.clusterByteCount
     var index = geometry.l2Index(of: guest)
     let inCluster = guest.byteOffset % clusterByteCount
-    var run = try clusterRun(index, table, tables)
-    run.hostOffset = run.hostOffset.map { $0 + inCluster }
-    run.byteCount = clusterByteCount - inCluster
-    while run.byteCount < limit && index + 1 < geometry.l2EntryCount {
+    var run = try clusterRun(index, from: inCluster, table, tables)
+    var end = inCluster + run.byteCount
+    while end == clusterByteCount && run.byteCount < limit && index + 1 < geometry.l2EntryCount {
       index += 1
-      let next = try clusterRun(index, table, tables)
+      let next = try clusterRun(index, from: 0, table, tables)
       let isSame =
         next.isPresent == run.isPresent && next.isZero == run.isZero && next.isData == run.isData
         && next.hostOffset == run.hostOffset.map { $0 + run.byteCount }
       if !isSame { break }
-      run.byteCount += clusterByteCount
+      run.byteCount += next.byteCount
+      end = next.byteCount
     }
     run.byteCount = min(run.byteCount, limit)
     return run
   }
 
+  /// What the cluster says of its bytes from `inCluster` on: of all, or of equal subclusters.
   private mutating func clusterRun(
-    _ index: Int, _ table: UInt64, _ tables: MappingTables
+    _ index: Int, from inCluster: UInt64, _ table: UInt64, _ tables: MappingTables
   ) throws(ImageFault) -> LayerRun {
     let geometry = tables.geometry
+    let wordsPerEntry = geometry.l2EntryByteCount / 8
     let entry = L2Entry(
       rawValue: try l2Slice.word(
-        index, ofTableAt: table, entryCount: geometry.l2EntryCount, reader))
-    var run = LayerRun.absent(geometry.clusterByteCount)
-    switch entry.kind(in: geometry, version: tables.version) {
+        index * wordsPerEntry, ofTableAt: table, entryCount: geometry.tableWordCount, reader))
+    var kind = entry.kind(in: geometry, version: tables.version)
+    var run = LayerRun.absent(geometry.clusterByteCount - inCluster)
+    if geometry.hasSubclusters {
+      let bitmap = SubclusterBitmap(
+        rawValue: try l2Slice.word(
+          index * 2 + 1, ofTableAt: table, entryCount: geometry.tableWordCount, reader))
+      let extended = ExtendedL2Entry(entry, bitmap)
+      let first = Int(inCluster >> UInt64(geometry.subclusterBits))
+      let part = extended.run(from: first, extended.clusterKind(in: geometry))
+      kind = part.kind
+      run.byteCount = UInt64(first + part.count) << UInt64(geometry.subclusterBits) - inCluster
+      // A subcluster that is elsewhere may have a place here.
+      if kind == .unallocated && entry.hostOffset.byteOffset != 0 && !tables.isEncrypted {
+        run.hostOffset = entry.hostOffset.byteOffset + inCluster
+      }
+    }
+    switch kind {
     case .unallocated: return run
     case .zeroPlain: run.isZero = true
     case .zeroAllocated:
       run.isZero = true
-      run.hostOffset = entry.hostOffset.byteOffset
+      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset + inCluster
     case .normal:
       run.isData = true
-      run.hostOffset = entry.hostOffset.byteOffset
+      // What lies there is not what the disk holds.
+      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset + inCluster
     case .compressed: run.isData = true
     case .invalid:
       throw ImageFault(
@@ -157,11 +175,13 @@ private struct MappingTables {
   let version: Int
   let l1TableOffset: UInt64
   let l1EntryCount: Int
+  let isEncrypted: Bool
 
   init(_ header: Header) {
     geometry = header.geometry
     version = header.version
     l1TableOffset = header.l1TableOffset.byteOffset
     l1EntryCount = header.l1EntryCount
+    isEncrypted = header.encryptionMethod != 0
   }
 }

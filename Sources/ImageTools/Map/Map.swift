@@ -18,9 +18,10 @@ public enum Map {
     byteCountMax: UInt64? = nil, remote: (any RemoteOpener)? = nil,
     extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
   ) throws(ImageFault) {
+    var options = OpenChain.Options(detection: .top, takesLocks: takesLocks, remote: remote)
+    options.needsKeys = false
     let layers = try OpenChain.open(
-      path: path, format: format, access: .readOnly,
-      options: OpenChain.Options(detection: .top, takesLocks: takesLocks, remote: remote))
+      path: path, format: format, access: .readOnly, options: options)
     var maps: [LayerMap] = []
     for layer in layers { maps.append(try LayerMap(layer)) }
     let (limit, overflows) = start.addingReportingOverflow(byteCountMax ?? .max)

@@ -12,7 +12,8 @@ public struct MapExtent: Hashable, Sendable {
   public var isPresent: Bool
   public var isZero: Bool
   public var isData: Bool
-  /// Where the run is in that layer's file; nil for compressed data and where there is nothing.
+  /// Where the run is in that layer's file; nil for compressed and for encrypted data, and where
+  /// there is nothing.
   public var hostOffset: UInt64?
 
   public init(

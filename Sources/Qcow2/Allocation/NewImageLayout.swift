@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where the tables of a new, empty qcow2 image lie: header, refcount table, refcount blocks, L1.
+// Where the tables of a new, empty qcow2 image lie: header, refcount table, refcount blocks, L1,
+// encryption header.
 // Spec: qcow2.rst, "Host cluster management". This file performs no I/O.
 
 import BlockTypes
@@ -11,9 +12,13 @@ public struct NewImageLayout: Hashable, Sendable {
   public let refcountTableClusterCount: UInt64
   public let refcountBlockCount: UInt64
   public let l1EntryCount: Int
+  /// Bytes for the LUKS header and its key slots; 0 of an image that is not encrypted.
+  public let encryptionByteCount: UInt64
 
   /// Lays out an image; throws when the disk is too large for its clusters.
-  public init(geometry: ClusterGeometry, diskByteCount: UInt64) throws(ImageError) {
+  public init(
+    geometry: ClusterGeometry, diskByteCount: UInt64, encryptionByteCount: UInt64 = 0
+  ) throws(ImageError) {
     let l1EntryCountMax = Header.l1TableByteCountMax / 8
     guard diskByteCount <= UInt64(Int64.max),
       geometry.l1EntryCount(forDiskOf: diskByteCount) <= l1EntryCountMax
@@ -25,7 +30,10 @@ public struct NewImageLayout: Hashable, Sendable {
     }
     self.geometry = geometry
     self.l1EntryCount = geometry.l1EntryCount(forDiskOf: diskByteCount)
-    let others = 1 + geometry.clusterCount(for: UInt64(l1EntryCount) * 8)
+    self.encryptionByteCount = encryptionByteCount
+    let others =
+      1 + geometry.clusterCount(for: UInt64(l1EntryCount) * 8)
+      + geometry.clusterCount(for: encryptionByteCount)
     (refcountBlockCount, refcountTableClusterCount) = Self.refcountClusterCounts(
       covering: others, geometry: geometry)
   }
@@ -58,10 +66,18 @@ public struct NewImageLayout: Hashable, Sendable {
     cluster(1 + refcountTableClusterCount + refcountBlockCount)
   }
 
+  /// Where the LUKS header begins, if there is one.
+  public var encryptionOffset: HostOffset {
+    cluster(
+      1 + refcountTableClusterCount + refcountBlockCount
+        + geometry.clusterCount(for: UInt64(l1EntryCount) * 8))
+  }
+
   /// Clusters in use, the header's included.
   public var clusterCount: UInt64 {
     1 + refcountTableClusterCount + refcountBlockCount
       + geometry.clusterCount(for: UInt64(l1EntryCount) * 8)
+      + geometry.clusterCount(for: encryptionByteCount)
   }
 
   private func cluster(_ index: UInt64) -> HostOffset {
@@ -95,5 +111,9 @@ public struct NewImageLayout: Hashable, Sendable {
     header.l1TableOffset = l1TableOffset
     header.refcountTableOffset = refcountTableOffset
     header.refcountTableClusterCount = Int(refcountTableClusterCount)
+    guard encryptionByteCount > 0 else { return }
+    header.encryptionMethod = Header.encryptionLUKS
+    let area = EncryptionExtension(offset: encryptionOffset, byteCount: encryptionByteCount)
+    header.extensions.insert(area.headerExtension, at: 0)
   }
 }

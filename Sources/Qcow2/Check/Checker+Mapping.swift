@@ -50,9 +50,10 @@ extension Checker {
   mutating func countL2Table(at offset: UInt64, use: L2TableUse) throws(Failure) {
     let geometry = header.geometry
     var nextContiguous: UInt64?
-    for word in try words(at: offset, count: geometry.l2EntryCount) where word != 0 {
-      let entry = L2Entry(rawValue: word)
-      switch entry.kind(in: geometry, version: header.version) {
+    let table = L2TableWords(try words(at: offset, count: geometry.tableWordCount), header)
+    for index in 0..<table.entryCount where !table.isEmpty(index) {
+      let entry = table.descriptor(index)
+      switch table.kind(index) {
       case .unallocated, .zeroPlain: break
       case .normal, .zeroAllocated:
         let host = entry.hostOffset.byteOffset
@@ -75,7 +76,7 @@ extension Checker {
           range.start, range.byteCount, times: use.times, by: "a compressed cluster")
       case .invalid:
         corrupt(
-          "an entry of the L2 table at \(offset) is 0x\(String(word, radix: 16))", inTable: true)
+          "an entry of the L2 table at \(offset) is \(table.text(of: index))", inTable: true)
       }
     }
   }

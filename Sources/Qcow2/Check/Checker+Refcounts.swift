@@ -136,10 +136,10 @@ extension Checker {
 
   private mutating func checkCopiedFlags(ofTableAt table: UInt64) throws(Failure) {
     let geometry = header.geometry
-    let version = header.version
-    for (index, word) in try words(at: table, count: geometry.l2EntryCount).enumerated()
-    where word != 0 {
-      let cluster = CopiedFlags.cluster(ofL2: word, geometry: geometry, version: version)
+    let entries = L2TableWords(try words(at: table, count: geometry.tableWordCount), header)
+    for index in 0..<entries.entryCount {
+      let word = entries.descriptor(index).rawValue
+      let cluster = CopiedFlags.cluster(ofL2: word, geometry: geometry, version: header.version)
       guard let cluster else { continue }
       if CopiedFlags.corrected(word, count: storedCount(of: cluster)) != word {
         corrupt("OFLAG_COPIED data cluster: l2_table=\(table) l2_index=\(index)")

@@ -72,6 +72,7 @@ public struct Checker<Failure: Error> {
   /// Counts all references but those of the refcount structure to itself.
   public mutating func countReferences() throws(Failure) {
     try reference(0, header.geometry.clusterByteCount, by: "the header")
+    try countEncryptionArea()
     var tables: [UInt64: L2TableUse] = [:]
     var entryBudget = Self.tableEntryCountMax
     try countL1Table(
@@ -83,6 +84,14 @@ public struct Checker<Failure: Error> {
       guard let use = tables[offset] else { continue }
       try countL2Table(at: offset, use: use)
     }
+  }
+
+  /// Counts the LUKS header and its key slots.
+  private mutating func countEncryptionArea() throws(Failure) {
+    let area: EncryptionExtension?
+    do throws(ImageError) { area = try header.encryptionArea() } catch { throw fault(error) }
+    guard let area else { return }
+    try reference(area.offset.byteOffset, area.byteCount, by: "the encryption header")
   }
 
   /// Counts a run of bytes that `user` occupies, `times` times.

@@ -21,6 +21,8 @@ public struct Header: Sendable, Hashable {
   public var diskByteCount: UInt64
   /// 0 none, 1 AES, 2 LUKS.
   public var encryptionMethod: UInt32
+  public static let encryptionAES: UInt32 = 1
+  public static let encryptionLUKS: UInt32 = 2
   public var l1EntryCount: Int
   public var l1TableOffset: HostOffset
   public var refcountTableOffset: HostOffset
@@ -60,6 +62,7 @@ public struct Header: Sendable, Hashable {
   public init(version: Int, geometry: ClusterGeometry, diskByteCount: UInt64) {
     precondition(version == 2 || version == 3, "qcow2 has versions 2 and 3")
     precondition(version == 3 || geometry.refcountOrder == 4, "version 2 has 16-bit counts")
+    precondition(version == 3 || !geometry.hasSubclusters, "version 2 has no subclusters")
     self.version = version
     self.geometry = geometry
     self.diskByteCount = diskByteCount
@@ -70,7 +73,7 @@ public struct Header: Sendable, Hashable {
     self.refcountTableClusterCount = 0
     self.snapshotCount = 0
     self.snapshotTableOffset = HostOffset(byteOffset: 0)
-    self.incompatibleFeatures = []
+    self.incompatibleFeatures = geometry.hasSubclusters ? .extendedL2 : []
     self.compatibleFeatures = []
     self.autoclearFeatures = []
     self.compressionType = 0
@@ -133,6 +136,12 @@ public struct Header: Sendable, Hashable {
       replaceExtension(
         HeaderExtension.featureNamesType, with: FeatureName.encode(names + [.completeBitmaps]))
     }
+  }
+
+  /// Where the LUKS header and its key slots are, nil when there is no such extension.
+  public func encryptionArea() throws(ImageError) -> EncryptionExtension? {
+    guard let content = content(of: HeaderExtension.encryptionType) else { return nil }
+    return try EncryptionExtension(decoding: content, geometry: geometry)
   }
 
   /// The recorded name of the external data file.

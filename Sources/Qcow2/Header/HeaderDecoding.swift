@@ -45,9 +45,15 @@ extension Header {
     self.version = Int(version)
     let fields = try VersionedFields(
       decoding: bytes, version: self.version, clusterByteCount: clusterByteCount)
+    let hasSubclusters = fields.incompatible.contains(.extendedL2)
+    guard !hasSubclusters || clusterByteCount >= 1 << ClusterGeometry.extendedClusterBitsMin else {
+      throw ImageError(
+        .unsupported, "clusters of \(clusterByteCount) bytes are too small for extended L2 entries",
+        at: .field(20))
+    }
     self.geometry = ClusterGeometry(
       clusterBits: Int(bytes.bigEndianInteger(UInt32.self, at: 20)),
-      refcountOrder: fields.refcountOrder)
+      refcountOrder: fields.refcountOrder, hasSubclusters: hasSubclusters)
     self.diskByteCount = bytes.bigEndianInteger(UInt64.self, at: 24)
     self.encryptionMethod = bytes.bigEndianInteger(UInt32.self, at: 32)
     let l1EntryCount = bytes.bigEndianInteger(UInt32.self, at: 36)

@@ -75,6 +75,48 @@ public struct HeaderExtension: Hashable, Sendable {
   }
 }
 
+/// What the extension of encryption says: where the LUKS header and its key slots lie.
+public struct EncryptionExtension: Hashable, Sendable {
+  public let offset: HostOffset
+  public let byteCount: UInt64
+
+  /// Bytes of an area that a reader looks at: what LUKS1 uses is below 2 MiB.
+  static let byteCountMax: UInt64 = 16 << 20
+
+  public init(offset: HostOffset, byteCount: UInt64) {
+    self.offset = offset
+    self.byteCount = byteCount
+  }
+
+  init(decoding content: [UInt8], geometry: ClusterGeometry) throws(ImageError) {
+    guard content.count == 16 else {
+      throw ImageError(
+        .corrupt, "the extension of encryption has \(content.count) bytes instead of 16")
+    }
+    let offset = content.bigEndianInteger(UInt64.self, at: 0)
+    let byteCount = content.bigEndianInteger(UInt64.self, at: 8)
+    guard offset > 0, offset.isAligned(to: geometry.clusterByteCount),
+      offset <= Header.fileByteCountMax - Self.byteCountMax
+    else {
+      throw ImageError(.corrupt, "the encryption header is not at a cluster of the file")
+    }
+    guard (1...Self.byteCountMax).contains(byteCount) else {
+      throw ImageError(
+        .corrupt, "the encryption header has \(byteCount) bytes, not 1...\(Self.byteCountMax)")
+    }
+    self.offset = HostOffset(byteOffset: offset)
+    self.byteCount = byteCount
+  }
+
+  /// The extension for a header.
+  public var headerExtension: HeaderExtension {
+    var content: [UInt8] = []
+    content.appendBigEndian(offset.byteOffset)
+    content.appendBigEndian(byteCount)
+    return HeaderExtension(type: HeaderExtension.encryptionType, content: content)
+  }
+}
+
 /// What the bitmaps extension says: where the directory of persistent bitmaps lies.
 public struct BitmapsExtension: Hashable, Sendable {
   public let bitmapCount: Int

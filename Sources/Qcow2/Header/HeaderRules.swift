@@ -76,22 +76,39 @@ extension Header {
       throw ImageError(
         .corrupt, "raw external data is announced without an external data file", at: .field(88))
     }
+    guard encryptionMethod <= Self.encryptionLUKS else {
+      throw ImageError(
+        .unsupported, "the encryption method \(encryptionMethod) is not known", at: .field(32))
+    }
+    guard (try encryptionArea() != nil) == (encryptionMethod == Self.encryptionLUKS) else {
+      throw ImageError(
+        .corrupt, "the encryption method contradicts the header extension of LUKS", at: .field(32))
+    }
   }
 
   /// Refuses, by name, an image that needs what this program does not do.
-  public func requireSupported(forWriting: Bool) throws(ImageError) {
+  ///
+  /// - Parameter needsNoKey: data that LUKS encrypts is decrypted with a key, or not looked at.
+  public func requireSupported(
+    forWriting: Bool, needsNoKey: Bool = false
+  ) throws(ImageError) {
     try requireKnownFeatures()
-    if encryptionMethod != 0 {
-      let name = encryptionMethod == 1 ? "AES" : encryptionMethod == 2 ? "LUKS" : "unknown"
+    if encryptionMethod == Self.encryptionAES {
       throw ImageError(
-        .unsupported, "the image is encrypted (\(name)), which is not supported")
+        .unsupported,
+        "the image is encrypted with the old AES method, which is broken and not supported; "
+          + "convert it (qemu-img convert, to encrypt.format=luks)")
+    }
+    if encryptionMethod != 0, !needsNoKey {
+      throw ImageError(.unsupported, "the image is encrypted (LUKS), and there is no key for it")
+    }
+    if encryptionMethod != 0, diskByteCount % 512 != 0 {
+      throw ImageError(
+        .unsupported,
+        "the disk's size is no multiple of 512 bytes, which are the unit of encryption")
     }
     if incompatibleFeatures.contains(.externalDataFile) {
       throw ImageError(.unsupported, unsupported("an external data file"))
-    }
-    if incompatibleFeatures.contains(.extendedL2) {
-      throw ImageError(
-        .unsupported, unsupported("extended L2 entries (subclusters)"))
     }
     if compressionType > Self.compressionTypeMax {
       throw ImageError(.unsupported, unsupported("compression of type \(compressionType)"))
@@ -115,10 +132,15 @@ extension Header {
     var plain = self
     plain.compressionType = 0
     plain.incompatibleFeatures.subtract([.compressionType, .corrupt, .dirty])
-    try plain.requireSupported(forWriting: false)
+    try plain.requireSupported(forWriting: false, needsNoKey: true)
   }
 
   private func requireWritable() throws(ImageError) {
+    if incompatibleFeatures.contains(.extendedL2) {
+      throw ImageError(
+        .unsupported,
+        "writing images with extended L2 entries (subclusters) is not supported; open it read-only")
+    }
     if isMarkedCorrupt {
       throw ImageError(
         .corrupt,

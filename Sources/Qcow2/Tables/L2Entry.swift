@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The 8-byte L2 table entry of a qcow2 image without extended L2 entries.
+// The 8-byte L2 table entry of a qcow2 image, which is also the first half of an extended one.
 // Spec: qcow2.rst, "L2 table entry", "Standard Cluster Descriptor",
 // "Compressed Clusters Descriptor". No I/O.
 
@@ -46,6 +46,9 @@ import BlockTypes
   @inlinable public static var zeroPlain: L2Entry { L2Entry(rawValue: zeroFlag) }
 
   /// The entry's kind under `geometry`, where bit 0 has a meaning only from version 3 on.
+  ///
+  /// Where entries are extended, this is the first word's half of the truth: it never says zero,
+  /// and bit 0 is reserved (`ExtendedL2Entry`).
   @inlinable public func kind(in geometry: ClusterGeometry, version: Int) -> Kind {
     if rawValue == 0 { return .unallocated }
     // Bit 0 of a compressed descriptor belongs to its byte offset, so look at bit 62 first.
@@ -54,7 +57,7 @@ import BlockTypes
     let reserved = rawValue & ~(L2Entry.offsetMask | L2Entry.copiedFlag | L2Entry.zeroFlag)
     if reserved != 0 || !host.isAligned(to: geometry.clusterByteCount) { return .invalid }
     if rawValue & L2Entry.zeroFlag != 0 {
-      if version < 3 { return .invalid }
+      if version < 3 || geometry.hasSubclusters { return .invalid }
       return host == 0 ? .zeroPlain : .zeroAllocated
     }
     if host == 0 { return .invalid }  // COPIED without a cluster
