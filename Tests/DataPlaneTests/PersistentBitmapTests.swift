@@ -60,6 +60,9 @@ extension ImageBench {
   }
 
   fileprivate var markRoundCount: UInt64 { image.counters.markRoundCount }
+  fileprivate func begin(_ actions: [BitmapAction]) -> Bool {
+    image.startBitmapWork(.change(actions))
+  }
   fileprivate var names: [String] { image.bitmaps.all.map(\.name) }
   fileprivate var areRecovered: [Bool] { image.bitmaps.all.map(\.isRecovered) }
   fileprivate var areInUse: [Bool] { image.store.bitmaps.map(\.entry.isInUse) }
@@ -324,6 +327,30 @@ private func range(_ start: UInt64, _ byteCount: UInt64) -> ByteRange {
     #expect(
       try KeptBitmap(named: "b", of: bench.folder.plan("disk")).bits.runs
         == [range(32 * mebibyte, 65_536)])
+  }
+
+  /// What a resize has made room for is not taken back, at whatever step the change is ordered.
+  @Test func `waits for the end of a resize, while others write`() throws {
+    let newByteCount = UInt64(40) << 30
+    for number in stride(from: 0, to: 30, by: 3) {
+      let bench = try ImageBench()
+      try bench.write([1], 0)
+      let resize = try bench.start(.resize, newByteCount, 0)
+      for _ in 0..<number { bench.step() }
+      let write = try bench.start(write: [1], 40 * mebibyte)
+      var hasBegun = false
+      try bench.until {
+        if !hasBegun { hasBegun = bench.begin([persistent("x"), .clear(name: "b")]) }
+        return hasBegun && !bench.isWorking
+      }
+      #expect(bench.changeFault == nil)
+      #expect(try bench.finish(resize) == .none)
+      #expect(try bench.finish(write) == .none)
+      try bench.write([1], newByteCount - 1)
+      #expect(try bench.crashed().last == range(newByteCount - 16 * mebibyte, 16 * mebibyte))
+      #expect(try bench.close() == nil)
+      #expect(try bench.check().isClean)
+    }
   }
 
   @Test func `is refused as a whole where a part of it is`() throws {

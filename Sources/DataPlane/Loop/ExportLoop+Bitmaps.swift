@@ -56,6 +56,7 @@ extension ExportLoop {
     let fault = image.commitBitmapChange(slot) { holders[$0]?.first }
     publishBitmaps()
     bitmapOrders.removeFirst().complete(fault)
+    startBitmapOrder()
   }
 
   /// Whether the bitmaps that a client has selected are still those that it was told about: it may

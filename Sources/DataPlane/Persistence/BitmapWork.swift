@@ -68,9 +68,12 @@ extension ImageStack {
   /// Attempts to find clusters in one piece.
   private static var runsMax: Int { 64 }
 
-  /// Begins work in a slot of its own; false when other work goes on or no slot is free.
+  /// Begins work in a slot of its own; false when other work goes on, a change has to wait for the
+  /// end of a resize, or no slot is free.
   @discardableResult
   mutating func startBitmapWork(_ purpose: BitmapWork.Purpose) -> Bool {
+    // What a growing disk needs is decided by its resize, and a change would take it back.
+    if case .change = purpose, resize.slot >= 0 { return false }
     guard !store.work.isRunning, let slot = requests.acquire() else { return false }
     requests.slots[slot].command = .cache  // changes nothing that a guest sees
     requests.slots[slot].stage = .storingBitmaps
