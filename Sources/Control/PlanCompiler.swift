@@ -119,6 +119,7 @@ public enum PlanCompiler {
     plan.patience = config.patience
     plan.clientsMayResize = config.clientsMayResize
     plan.overlapCheck = config.overlapCheck
+    plan.bitmapDurability = config.bitmapDurability
     plan.bitmapActions = try bitmapActions(config, diskByteCount: diskByteCount)
     return plan
   }
@@ -138,7 +139,7 @@ public enum PlanCompiler {
     return actions
   }
 
-  private static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
+  static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
     LayerPlan(
       storage: layer.storage, dataStorage: layer.dataStorage,
       format: layer.header.map { .qcow2($0) } ?? .raw,

@@ -130,6 +130,7 @@ public struct Worker {
       options.allowedDataFiles = export.allowedDataFiles
       let ring = try keys.ring(export.keys)
       options.keys = ring
+      options.keepsBitmaps = true
       let layers = try OpenChain.open(
         path: export.imagePath, format: export.format,
         access: export.isReadOnly ? .readOnly : .readWrite, options: options)

@@ -54,6 +54,12 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "After a crash, bitmaps that the image keeps are wider by the rest of each region that was"
+        + " written (region), or lost (none). (default: region)", valueName: "mode"))
+  var bitmapDurability: BitmapDurability?
+
+  @Option(
+    help: ArgumentHelp(
       "File with the key of an encrypted image, or of the named one of its chain; may be repeated.",
       valueName: "[image=]path"))
   var keyFile: [String] = []
@@ -168,6 +174,7 @@ struct ExportOptions: ParsableArguments {
     config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
     config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
+    config.bitmapDurability = bitmapDurability ?? common?.bitmapDurability ?? .region
     config.keys = try keys()
     if config.keys.isEmpty, let common {
       config.keys = try common.keys()
@@ -225,3 +232,4 @@ struct ExportOptions: ParsableArguments {
 extension ImageFormat: ExpressibleByArgument {}
 extension OverlapCheck: ExpressibleByArgument {}
 extension TLSConfig.Mode: ExpressibleByArgument {}
+extension BitmapDurability: ExpressibleByArgument {}

@@ -41,7 +41,9 @@ public struct ExportConfig: Sendable {
   public var keys: [KeySource] = []
   /// They were said for all exports, of which some may need none.
   public var keysAreCommon = false
-  /// The dirty bitmaps to begin with.
+  /// What becomes of bitmaps that the image keeps when the process ends without notice.
+  public var bitmapDurability = BitmapDurability.region
+  /// The dirty bitmaps to begin with, beside those of the image.
   public var bitmaps: [BitmapConfig] = []
 
   public init(

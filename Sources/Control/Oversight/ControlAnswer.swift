@@ -149,6 +149,9 @@ enum ControlAnswer: Sendable {
     json.beginObject()
     json.field("name", bitmap.name)
     json.field("granularity", bitmap.granularityByteCount)
+    json.field("persistent", bitmap.isPersistent)
+    if bitmap.isRecovered { json.field("recovered", true) }
+    if let reason = bitmap.unusableReason { json.field("unusable", reason) }
     json.field("enabled", bitmap.isEnabled)
     json.field("frozen", bitmap.isFrozen)
     json.field("dirty-bytes", bitmap.dirtyByteCount)

@@ -23,6 +23,7 @@ extension ImageStack {
     let overlapGuard = try OverlapGuard(plan, l1: tables[0], refcountTable: allocator.table)
     var bitmaps = BitmapSet(
       diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
+    let store = try BitmapStore.load(plan, into: &bitmaps)
     try bitmaps.perform(plan.bitmapActions)
     let block = try ImageStack.blockByteCount(plan)
     let direct = plan.engine == .aio ? ImageStack.chooseAlignment(plan, block) : nil
@@ -55,6 +56,7 @@ extension ImageStack {
     self.allocator = allocator
     self.overlapGuard = overlapGuard
     self.bitmaps = bitmaps
+    self.store = store
     self.disks = disks
     self.pool = pool
     self.buffers = buffers

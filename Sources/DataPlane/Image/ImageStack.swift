@@ -22,6 +22,8 @@ struct IOTag {
     case flushSync
     case poolForSlot
     case poolForGrowth
+    case markWrite
+    case markSync
   }
 
   let rawValue: UInt64
@@ -88,6 +90,8 @@ struct ImageStack: ~Copyable {
   var overlapGuard: OverlapGuard
   /// What was written since when, as clients may ask.
   var bitmaps: BitmapSet
+  /// Those of them that the image keeps.
+  var store: BitmapStore
   var flush = FlushState()
   var releases = ReleaseQueue()
   var resize = ResizeState()

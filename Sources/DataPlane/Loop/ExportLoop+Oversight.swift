@@ -41,7 +41,7 @@ extension ExportLoop {
       case .clients(let complete): complete(clients())
       case .kick(let number, let complete): complete(kick(number))
       case .bitmaps(let complete): complete(bitmapStatus())
-      case .changeBitmaps(let actions, let complete): complete(changeBitmaps(actions))
+      case .changeBitmaps(let actions, let complete): changeBitmaps(actions, complete)
       case .resize(let byteCount, let complete): startResize(to: byteCount, complete)
       }
     }

@@ -80,7 +80,9 @@ public struct ExportPlan {
   public var clientsMayResize = false
   /// Which of the image's own tables are guarded against being overwritten.
   public var overlapCheck = OverlapCheck.cached
-  /// What makes the dirty bitmaps that the export begins with.
+  /// What becomes of bitmaps that the image keeps when the process ends without notice.
+  public var bitmapDurability = BitmapDurability.region
+  /// What makes the dirty bitmaps that the export begins with, beside those of the image.
   public var bitmapActions: [BitmapAction] = []
 
   public init(

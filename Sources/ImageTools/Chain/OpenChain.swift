@@ -36,6 +36,8 @@ public enum OpenChain {
     public var requiresSupport: Bool
     /// Off for `check`, which looks at a dirty image as it is.
     public var rebuildsDirty: Bool
+    /// On for who keeps up the persistent bitmaps of an image that it writes.
+    public var keepsBitmaps = false
     /// Off for verbs that change tables but no byte of the disk: what autoclear bits that we know
     /// say of the disk stays true.
     public var changesDisk: Bool
@@ -135,6 +137,7 @@ public enum OpenChain {
         if options.requiresSupport {
           try header.requireSupported(
             forWriting: access == .readWrite, needsNoKey: options.keys != nil || !options.needsKeys)
+          if access == .readWrite, !options.keepsBitmaps { try header.requireNoBitmaps() }
           try ClusterCodec(rawValue: header.compressionType)?.load()
         } else if access == .readWrite {
           try header.requireKnownFeatures()
@@ -153,9 +156,11 @@ public enum OpenChain {
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
       // qcow2.rst, "autoclear_features": what we do not keep up is cleared before the first write.
-      // Valid bitmaps were refused above by who changes the disk; raw external data is kept up.
-      let kept = header.autoclearFeatures.intersection(
-        options.changesDisk ? .rawExternalData : .known)
+      // Valid bitmaps were refused above by who changes the disk and does not keep them up; raw
+      // external data is kept up.
+      var ours: AutoclearFeatures = .rawExternalData
+      if header.hasPersistentBitmaps { ours.formUnion([.bitmaps, .completeBitmaps]) }
+      let kept = header.autoclearFeatures.intersection(options.changesDisk ? ours : .known)
       if access == .readWrite && header.autoclearFeatures != kept {
         header.autoclearFeatures = kept
         try storage.rewriteHeader(to: header)

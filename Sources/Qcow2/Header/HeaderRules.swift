@@ -161,17 +161,21 @@ extension Header {
         .corrupt,
         "the image is marked corrupt; repair it (qemu-img check -r all) or open it read-only")
     }
-    if hasPersistentBitmaps {
-      throw ImageError(
-        .unsupported,
-        "writing would make the image's persistent bitmaps stale; open it read-only, or remove "
-          + "them (qemu-img bitmap --remove)")
-    }
     guard diskByteCount % 512 == 0 else {
       throw ImageError(
         .unsupported,
         "the disk's size is no multiple of 512 bytes; open it read-only or resize it "
           + "(qemu-img resize)")
+    }
+  }
+
+  /// Refuses an image whose bitmaps a writer who does not keep them up would make stale.
+  public func requireNoBitmaps() throws(ImageError) {
+    if hasPersistentBitmaps {
+      throw ImageError(
+        .unsupported,
+        "writing would make the image's persistent bitmaps stale; open it read-only, or remove "
+          + "them (strata bitmap remove)")
     }
   }
 
