@@ -53,8 +53,12 @@ private final class SharedImage {
       socketPath: socket, readiness: .socketAnswers)
     defer { server.stop() }
     let map = try run("nbdinfo", "--map=qemu:dirty-bitmap:\(name)", server.uri)
-    return map.split(separator: "\n").map { $0.split(separator: " ") }.filter { $0[2] == "1" }
-      .map { [Int($0[0]) ?? -1, Int($0[1]) ?? -1] }
+    var runs: [[Int]] = []
+    for line in map.split(separator: "\n") {
+      let words = line.split(separator: " ")
+      if words[2] == "1" { runs.append([Int(words[0]) ?? -1, Int(words[1]) ?? -1]) }
+    }
+    return runs
   }
 
   /// The same as we tell them.
