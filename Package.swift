@@ -173,7 +173,9 @@ let package = Package(
       name: "BitmapsTests", dependencies: ["BlockTypes", "Bitmaps"], swiftSettings: tests),
     .testTarget(
       name: "ImageToolsTests",
-      dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Compression", "ImageTools", "strata"],
+      dependencies: [
+        "BlockTypes", "Qcow2", "LinuxIO", "Compression", "ImageTools", "strata", "stratad",
+      ],
       swiftSettings: tests),
 
     // T: the ground under the data plane, the data plane without sockets, and what the whole does

@@ -18,6 +18,10 @@ struct Info: ParsableCommand {
   @Flag(name: .customLong("backing-chain"), help: "Describe the backing files too.")
   var backingChain = false
 
+  @Option(
+    help: ArgumentHelp("Describe the image at this internal snapshot.", valueName: "id-or-name"))
+  var snapshot: String?
+
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
@@ -33,13 +37,13 @@ struct Info: ParsableCommand {
         let info = try ForeignInfo(path: file, format: foreign, takesLocks: !forceShare)
         switch output {
         case .human: print(info.humanText, terminator: "")
-        case .json: print(backingChain ? "[\(info.jsonText)]" : info.jsonText)
+        case .json: print(backingChain ? "[\\(info.jsonText)]" : info.jsonText)
         }
         return [ImageInfo]()
       }
       return try ImageInfo.list(
         path: file, format: said?.own, includesBackingChain: backingChain,
-        takesLocks: !forceShare, remote: remote)
+        takesLocks: !forceShare, snapshot: snapshot, remote: remote)
     }
     if chain.isEmpty { return }
     switch output {

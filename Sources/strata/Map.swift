@@ -22,6 +22,10 @@ struct Map: ParsableCommand {
   @Option(name: [.customShort("l"), .customLong("max-length")], help: "How far to go.")
   var maxLength: String?
 
+  @Option(
+    help: ArgumentHelp("Map this internal snapshot of the image.", valueName: "id-or-name"))
+  var snapshot: String?
+
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
@@ -77,6 +81,6 @@ struct Map: ParsableCommand {
     }
     try ImageTools.Map.run(
       path: file, format: said?.own, takesLocks: !forceShare, start: start, byteCountMax: length,
-      remote: remote, extent: show)
+      snapshot: snapshot, remote: remote, extent: show)
   }
 }

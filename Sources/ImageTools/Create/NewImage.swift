@@ -49,7 +49,8 @@ struct NewImage {
   /// The header of a qcow2 image with these options, without the places of its tables.
   static func header(_ options: CreateOptions, diskByteCount: UInt64) -> Header {
     let geometry = ClusterGeometry(
-      clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+      clusterBits: options.clusterBits, refcountOrder: options.refcountOrder,
+      hasSubclusters: options.hasSubclusters)
     var header = Header(
       version: options.version, geometry: geometry, diskByteCount: diskByteCount)
     header.backingFile = options.backingFile
@@ -58,6 +59,13 @@ struct NewImage {
     if options.codec != .deflate {
       header.compressionType = options.codec.rawValue
       header.incompatibleFeatures.insert(.compressionType)
+    }
+    if let dataFile = options.dataFile {
+      header.incompatibleFeatures.insert(.externalDataFile)
+      if options.dataIsRaw { header.autoclearFeatures.insert(.rawExternalData) }
+      header.extensions.insert(
+        HeaderExtension(
+          type: HeaderExtension.externalDataFileType, content: Array(dataFile.utf8)), at: 0)
     }
     return header
   }
@@ -125,12 +133,15 @@ struct NewImage {
     var line = "Formatting '\(path)', fmt=qcow2 "
     for option in options.encryption.given { line += "\(option) " }
     line += "cluster_size=\(1 << options.clusterBits) "
-    line += "extended_l2=off compression_type=\(options.codec.name) size=\(size)"
+    line += "extended_l2=\(options.hasSubclusters ? "on" : "off") "
+    line += "compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat {
       line += " backing_fmt=\(backingFormat.rawValue)"
     }
+    if let dataFile = options.dataFile { line += " data_file=\(dataFile)" }
+    if options.dataIsRaw { line += " data_file_raw=on" }
     line += " lazy_refcounts=\(options.usesLazyRefcounts ? "on" : "off")"
     return line + " refcount_bits=\(1 << options.refcountOrder)"
   }
