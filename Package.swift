@@ -186,6 +186,13 @@ let package = Package(
         "TestSupport",
       ],
       swiftSettings: tests),
+    // T: the same on simulated disks, from seeds; tools/simulate runs more of them.
+    .testTarget(
+      name: "SimulationTests",
+      dependencies: [
+        "BlockTypes", "NBDProtocol", "Qcow2", "LinuxIO", "ImageTools", "DataPlane",
+      ],
+      swiftSettings: tests),
     .testTarget(
       name: "AllocationTests", dependencies: ["TestSupport", "stratad"],
       exclude: ["malloccount.c"], swiftSettings: tests),

@@ -32,11 +32,17 @@ public final class BlockingPool: Sendable {
   /// Becomes readable when completions wait.
   public var eventDescriptor: Int32 { completionCount.descriptor }
 
-  /// Starts `threadCount` threads, which live as long as the process.
-  public init(threadCount: Int) throws(SystemError) {
-    precondition((1...64).contains(threadCount), "a pool has 1 to 64 threads")
+  /// A pool without threads: what is queued is done when `doWork` says so, on the thread of its
+  /// caller.
+  public init() throws(SystemError) {
     workCount = try EventCounter(.semaphore)
     completionCount = try EventCounter(.polled)
+  }
+
+  /// Starts `threadCount` threads, which live as long as the process.
+  public convenience init(threadCount: Int) throws(SystemError) {
+    precondition((1...64).contains(threadCount), "a pool has 1 to 64 threads")
+    try self.init()
     for _ in 0..<threadCount { try startThread() }
   }
 
@@ -70,6 +76,15 @@ public final class BlockingPool: Sendable {
   public func submit(tag: UInt64, _ body: @escaping @Sendable () -> Int64) {
     state.withLock { $0.queue.append(Work(tag: tag, body: body)) }
     workCount.signal()
+  }
+
+  /// The tags of what waits for a thread, oldest first.
+  public var waitingTags: [UInt64] { state.withLock { $0.queue.map(\.tag) } }
+
+  /// Does the waiting work number `index`, on a pool without threads.
+  public func doWork(_ index: Int) {
+    let work = state.withLock { $0.queue.remove(at: index) }
+    report(tag: work.tag, value: work.body())
   }
 
   /// Leaves a result that came without a thread of the pool, by way of another one.

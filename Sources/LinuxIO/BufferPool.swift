@@ -19,6 +19,8 @@ public struct BufferPool: ~Copyable {
   /// One stack of free addresses for each power of two.
   private var freeAddresses: [[UInt]] = Array(repeating: [], count: 48)
   private var warmByteCount = 0
+  /// Bytes of each mapping that has not ended, by its address.
+  private var mappings: [UInt: Int] = [:]
   /// Bytes handed out and not yet returned.
   public private(set) var heldByteCount = 0
   /// Calls of mmap(2) and munmap(2).
@@ -55,6 +57,7 @@ public struct BufferPool: ~Copyable {
     systemCallCount += 1
     guard let base = unsafe clinux_map(mappedByteCount) else { return false }
     let address = UInt(bitPattern: base)
+    mappings[address] = mappedByteCount
     for offset in stride(from: mappedByteCount - byteCount, through: 0, by: -byteCount) {
       freeAddresses[sizeClass].append(address + UInt(offset))
     }
@@ -73,11 +76,23 @@ public struct BufferPool: ~Copyable {
     if buffer.byteCount >= BufferPool.slabByteCount {
       guard warmByteCount + buffer.byteCount <= BufferPool.warmByteCountMax else {
         systemCallCount += 1
+        mappings[address] = nil
         unsafe munmap(UnsafeMutableRawPointer(bitPattern: address), buffer.byteCount)
         return
       }
       warmByteCount += buffer.byteCount
     }
     freeAddresses[sizeClass].append(address)
+  }
+
+  /// Gives all memory back to the kernel, whoever holds a part of it, for a pool that nobody uses
+  /// again.
+  public mutating func unmapAll() {
+    for (address, byteCount) in mappings {
+      // SAFETY: the address and the length are those of one mapping; the caller vouches for its
+      // users.
+      unsafe munmap(UnsafeMutableRawPointer(bitPattern: address), byteCount)
+    }
+    self = BufferPool()
   }
 }

@@ -62,20 +62,26 @@ extension DiskQueue {
     case .read:
       return .read(
         ByteRange(
-          start: operation.offset, end: operation.offset + UInt64(operation.byteCount)))
+          start: operation.offset + UInt64(operation.doneByteCount),
+          end: operation.offset + UInt64(operation.byteCount)))
     case .write:
       var bytes: [UInt8] = []
-      bytes.reserveCapacity(operation.byteCount)
+      bytes.reserveCapacity(operation.byteCount - operation.doneByteCount)
+      var skip = operation.doneByteCount
       for number in 0..<Int(operation.pieceCount) {
         let piece = operation.pieces[number]
-        piece.buffer.append(piece.start, piece.byteCount, to: &bytes)
+        let skipped = min(skip, piece.byteCount)
+        piece.buffer.append(piece.start + skipped, piece.byteCount - skipped, to: &bytes)
+        skip -= skipped
       }
-      return .write(offset: operation.offset, bytes: bytes, isDurable: operation.isDurable)
+      return .write(
+        offset: operation.offset + UInt64(operation.doneByteCount), bytes: bytes,
+        isDurable: operation.isDurable)
     }
   }
 
-  /// Puts what was read where it belongs. The request holds its buffer until the completion has
-  /// been reported, on whatever thread this runs.
+  /// Puts what was read where it belongs, and says how many bytes were done. The request holds its
+  /// buffer until the completion has been reported, on whatever thread this runs.
   private static func value(
     of result: Result<RemoteAnswer, RemoteFault>, for operation: Operation
   ) -> Int {
@@ -83,12 +89,13 @@ extension DiskQueue {
     case .failure(let fault): return -Int(fault.errno)
     case .success(.bytes(let bytes)):
       let piece = operation.pieces[0]
-      precondition(bytes.count <= piece.byteCount, "a read brought more than was asked for")
-      piece.buffer.copy(piece.start, from: bytes)
-      // The storage ends there, and past the end of a file a disk reads as zeroes.
-      piece.buffer.zero(piece.start + bytes.count, piece.byteCount - bytes.count)
-      return operation.byteCount
-    case .success: return operation.byteCount
+      precondition(
+        bytes.count <= operation.byteCount - operation.doneByteCount,
+        "a read brought more than was asked for")
+      piece.buffer.copy(piece.start + operation.doneByteCount, from: bytes)
+      return bytes.count
+    case .success(.part(let byteCount)): return byteCount
+    case .success: return operation.byteCount - operation.doneByteCount
     }
   }
 

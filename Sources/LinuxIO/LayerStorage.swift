@@ -43,11 +43,11 @@ public enum LayerStorage: ~Copyable, Sendable {
     }
   }
 
-  /// Whether the storage has a length that can be changed: a regular file.
+  /// Whether the storage has a length that can be changed, as a regular file has.
   public func isGrowable() throws(SystemError) -> Bool {
     switch self {
     case .local(let file): try file.medium() == .regularFile
-    case .remote: false
+    case .remote(let remote): remote.isGrowable
     }
   }
 
@@ -146,7 +146,11 @@ public enum LayerStorage: ~Copyable, Sendable {
   public func truncate(to byteCount: UInt64) throws(SystemError) {
     switch self {
     case .local(let file): try file.truncate(to: byteCount)
-    case .remote: throw SystemError(errno: EINVAL, call: "truncate (a remote storage)")
+    case .remote(let remote):
+      guard remote.isGrowable else {
+        throw SystemError(errno: EINVAL, call: "truncate (a remote storage)")
+      }
+      _ = try remote.finish(.resize(to: byteCount))
     }
   }
 
@@ -180,19 +184,23 @@ public enum LayerStorage: ~Copyable, Sendable {
     }
   }
 
-  /// Takes space for all of the range and changes none of its bytes. No remote storage can.
+  /// Takes space for all of the range and changes none of its bytes.
   public func provision(_ range: ByteRange) throws(SystemError) {
     switch self {
     case .local(let file): try file.provision(range)
-    case .remote: throw SystemError(errno: EOPNOTSUPP, call: "provision")
+    case .remote(let remote):
+      guard remote.isGrowable else { throw SystemError(errno: EOPNOTSUPP, call: "provision") }
+      _ = try remote.finish(.provision(range))
     }
   }
 
-  /// Extends a regular file.
+  /// Extends a storage that is growable.
   public func grow(from old: UInt64, to new: UInt64) throws(SystemError) {
     switch self {
     case .local(let file): try file.grow(from: old, to: new)
-    case .remote: throw SystemError(errno: ENOSPC, call: "grow")
+    case .remote(let remote):
+      guard remote.isGrowable else { throw SystemError(errno: ENOSPC, call: "grow") }
+      _ = try remote.finish(.resize(to: new))
     }
   }
 }

@@ -8,7 +8,8 @@ import Glibc
 
 /// One operation on a remote storage.
 public enum RemoteOperation: Sendable {
-  /// Answered with the bytes of the range as far as the storage has them.
+  /// Answered with the bytes of the range as far as the storage has them. Fewer than that is a
+  /// short read, which is asked for on.
   case read(ByteRange)
   /// All of the bytes; `isDurable` asks for them to be on stable storage at the answer.
   case write(offset: UInt64, bytes: [UInt8], isDurable: Bool)
@@ -21,11 +22,17 @@ public enum RemoteOperation: Sendable {
   case zero(ByteRange, keepsSpace: Bool, isFast: Bool)
   /// Answered with the status of the first bytes of the range.
   case status(ByteRange)
+  /// The storage has this many bytes afterwards, new ones of zero. Where it is growable.
+  case resize(to: UInt64)
+  /// Takes space for the range and changes none of its bytes. Where it is growable.
+  case provision(ByteRange)
 }
 
 /// What a remote storage did.
 public enum RemoteAnswer: Hashable, Sendable {
   case done
+  /// Only so many bytes of a write, at least 1, from its start on: a short write.
+  case part(byteCount: Int)
   case bytes([UInt8])
   case run(StatusRun)
 }
@@ -71,8 +78,10 @@ public struct RemoteFault: Error, Hashable, Sendable {
 public protocol RemoteStorage: AnyObject, Sendable {
   /// Two storages with the same identity are the same.
   var identity: String { get }
-  /// A multiple of `blockByteCount`; it never changes.
+  /// A multiple of `blockByteCount`; only `resize` changes it.
   var byteCount: UInt64 { get }
+  /// Whether it has a length that can be changed, as a regular file has.
+  var isGrowable: Bool { get }
   /// Writes and zeroes begin and end at multiples of this, a power of two; reads need not.
   var blockByteCount: UInt64 { get }
   /// Whether `status` can be answered.

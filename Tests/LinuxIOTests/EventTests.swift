@@ -197,6 +197,18 @@ private final class SocketPair {
     #expect(failed == Int64(ENOSPC))
   }
 
+  @Test func `without threads works when its owner says so`() throws {
+    let pool = try BlockingPool()
+    pool.submit(tag: 7) { 1 }
+    pool.submit(tag: 8) { 2 }
+    #expect(pool.waitingTags == [7, 8])
+    #expect(pool.takeCompletions().isEmpty)
+    pool.doWork(1)
+    #expect(pool.waitingTags == [7])
+    let done = pool.takeCompletions()
+    #expect(done.map(\.tag) == [8] && done.map(\.value) == [2])
+  }
+
   @Test func `without threads traps`() async {
     let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
       _ = try BlockingPool(threadCount: 0)

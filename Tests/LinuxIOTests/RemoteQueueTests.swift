@@ -20,6 +20,7 @@ private final class HeldStorage: RemoteStorage, @unchecked Sendable {  // guarde
   var byteCount: UInt64 { 8_192 }
   var blockByteCount: UInt64 { 512 }
   var tellsStatus: Bool { false }
+  var isGrowable: Bool { false }
   var beginCount: Int { lock.withLock { begun } }
   var operations: [RemoteOperation] { lock.withLock { held.map(\.operation) } }
 
@@ -107,6 +108,44 @@ private final class HeldStorage: RemoteStorage, @unchecked Sendable {  // guarde
     let completion = queue.nextCompletion()
     #expect(completion?.errno == 0)
     #expect(buffer.bytes(0, 1_024) == pattern(192) + [UInt8](repeating: 0, count: 832))
+  }
+
+  @Test func `is asked on for the rest of a short read`() throws {
+    var queue = try makeQueue(.sync)
+    let buffer = makeBuffer([UInt8](repeating: 0xee, count: 1_536))
+    queue.queueRead(file: 1, at: 512, into: DiskQueue.Piece(buffer, 512, 1_024), tag: 1)
+    storage.answer(0, .success(.bytes(Array(pattern(1_024)[..<512]))))
+    let none = queue.nextCompletion()
+    #expect(none?.tag == nil)
+    guard case .read(let rest) = storage.operations[1] else {
+      Issue.record("no read follows")
+      return
+    }
+    #expect(rest == ByteRange(start: 1_024, end: 1_536))
+    storage.answer(1, .success(.bytes(Array(pattern(1_024)[512...]))))
+    let completion = queue.nextCompletion()
+    #expect(completion?.errno == 0)
+    #expect(buffer.bytes(512, 1_024) == pattern(1_024))
+  }
+
+  @Test func `is asked on for the rest of a short write`() throws {
+    var queue = try makeQueue(.sync)
+    let buffer = makeBuffer(pattern(4_096))
+    queue.queueWrite(
+      file: 1, at: 1_024,
+      from: [DiskQueue.Piece(buffer, 0, 512), DiskQueue.Piece(buffer, 2_048, 1_024), .none],
+      isDurable: false, tag: 1)
+    storage.answer(0, .success(.part(byteCount: 1_024)))
+    let none = queue.nextCompletion()
+    #expect(none?.tag == nil)
+    guard case .write(2_048, let bytes, false) = storage.operations[1] else {
+      Issue.record("no write follows")
+      return
+    }
+    #expect(bytes == buffer.bytes(2_560, 512))
+    storage.answer(1, .success(.done))
+    let completion = queue.nextCompletion()
+    #expect(completion?.errno == 0)
   }
 
   @Test func `gets the pieces of a write in one, and is asked to make it durable`() throws {

@@ -54,12 +54,16 @@ struct FlushState {
   /// L1 entries whose change is not durable: in memory, and taken along by the running flush.
   var installedTables: Set<Int> = []
   var sealedTables: Set<Int> = []
+  /// L1 entries that a failed flush may or may not have written. What they name was durable before,
+  /// so their tables change as those do that the disk knows; the entries are written anew.
+  var doubtfulTables: Set<Int> = []
 
   var isRunning: Bool { phase != .idle }
 
-  /// Whether the disk's L1 table does not name this L2 table yet.
+  /// Whether the disk's L1 table may not name this L2 table yet.
   func isUnreferenced(_ l1Index: Int) -> Bool {
     installedTables.contains(l1Index) || sealedTables.contains(l1Index)
+      || doubtfulTables.contains(l1Index)
   }
 
   mutating func markTableInstalled(_ l1Index: Int) { installedTables.insert(l1Index) }
@@ -77,7 +81,8 @@ extension ImageStack {
 
   /// Whether tables in memory differ from those in the file.
   var hasDirtyTables: Bool {
-    cache.dirtyCount > 0 || !flush.installedTables.isEmpty || !allocator.dirtyTablePages.isEmpty
+    cache.dirtyCount > 0 || !flush.installedTables.isEmpty || !flush.doubtfulTables.isEmpty
+      || !allocator.dirtyTablePages.isEmpty
   }
 
   /// Starts a flush when one is wanted and none runs. Called once a tick, so that all requests of
@@ -151,7 +156,8 @@ extension ImageStack {
   private mutating func copyTableWords() {
     let pageByteCount = layers[0].geometry.pageByteCount
     let wordsPerPage = pageByteCount / 8
-    for number in Set(flush.installedTables.map { $0 / wordsPerPage }) {
+    let changed = flush.installedTables.union(flush.doubtfulTables)
+    for number in Set(changed.map { $0 / wordsPerPage }) {
       let copy = newCopy(
         layers[0].l1TableOffset + UInt64(number * pageByteCount), pageByteCount, page: -1)
       for word in 0..<wordsPerPage {
@@ -258,8 +264,13 @@ extension ImageStack {
     flush.referenced.removeAll(keepingCapacity: true)
     if error == .none {
       releases.unseal()
+      flush.doubtfulTables.removeAll(keepingCapacity: true)
     } else {
-      flush.installedTables.formUnion(flush.sealedTables)
+      if flush.phase == .referenced {
+        flush.doubtfulTables.formUnion(flush.sealedTables)
+      } else {
+        flush.installedTables.formUnion(flush.sealedTables)
+      }
       hasUnsyncedWrites = true
     }
     flush.sealedTables.removeAll(keepingCapacity: true)

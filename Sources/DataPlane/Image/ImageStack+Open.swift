@@ -12,9 +12,10 @@ import Qcow2
 extension ImageStack {
   /// Prepares the chain of `plan`, whose files are open and locked.
   ///
+  /// - Parameter pool: who does what blocks; nil makes a pool with threads.
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses the
   ///   engine, `BitmapFault` when a bitmap cannot be made.
-  init(_ plan: ExportPlan, slotCount: Int) throws {
+  init(_ plan: ExportPlan, slotCount: Int, pool: BlockingPool? = nil) throws {
     for layer in plan.layers { try layer.requireCipher() }
     // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
@@ -35,7 +36,7 @@ extension ImageStack {
       }
     }
     let ciphers = plan.layers.map { $0.cipher.map { disks.add($0) } ?? -1 }
-    let pool = try BlockingPool(threadCount: 2)
+    let pool = try pool ?? BlockingPool(threadCount: 2)
     var buffers = BufferPool()
     guard let zeroes = buffers.acquire(byteCount: ImageStack.largestCluster(plan)) else {
       throw SystemError(errno: ENOMEM, call: "mmap")
@@ -64,6 +65,9 @@ extension ImageStack {
       requests.slots[work].stage = .releasing
     }
   }
+
+  /// Gives all memory for payloads and tables back, of a chain that nobody uses again.
+  mutating func unmapAll() { buffers.unmapAll() }
 
   /// What all I/O is a multiple of in any case: the sectors of encrypted layers, and, where there
   /// are writes, the blocks of a remote active layer. Reads of remote backing files need no

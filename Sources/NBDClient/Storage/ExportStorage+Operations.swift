@@ -32,6 +32,8 @@ extension ExportStorage {
       if isFast { flags.insert(.fastZero) }
       startEffect(.writeZeroes, flags, range, completion)
     case .status(let range): startStatus(range, completion)
+    case .resize, .provision:
+      completion(.failure(.unsupported("an export has the size that its server says")))
     }
   }
 

@@ -85,6 +85,7 @@ public final class ExportStorage: RemoteStorage {
 
   public var identity: String { uri.description }
   public var byteCount: UInt64 { session.byteCount }
+  public var isGrowable: Bool { false }
   public var blockByteCount: UInt64 { UInt64(session.export.minimumBlockByteCount) }
   public var tellsStatus: Bool { allocationIndex != nil }
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a seed decides about a simulation before it begins: the images, the requests, the faults,
+// and what the schedule holds up. Features of the format join here, by name, when they are served.
+
+import BlockTypes
+import ImageTools
+import LinuxIO
+
+/// The images and habits of one simulation.
+struct Scenario {
+  enum Base: CaseIterable { case none, raw, qcow2, chain }
+
+  /// What the schedule keeps back until nothing else can move (or its patience ends): the named
+  /// points at which orders of events that never happen by themselves do.
+  enum Hold: CaseIterable {
+    case nothing
+    /// A discard between the table that forgot its clusters and the hole in the file, while
+    /// others flush and allocate.
+    case punch
+    /// A flush between its steps.
+    case flushStep
+    /// The loading of a table.
+    case tableLoad
+    /// The bytes of new clusters.
+    case bigWrite
+    /// The growth of the file.
+    case growth
+  }
+
+  /// `-o` options of create.
+  var options = "cluster_size=4096"
+  var clusterByteCount: UInt64 = 4096
+  var base = Base.none
+  var diskByteCount: UInt64 = 1 << 20
+  var baseByteCount: UInt64 = 1 << 20
+  /// The alignment of the disk's operations: 1 is a page cache.
+  var blockByteCount: UInt64 = 512
+  var cacheByteCount = 0
+  var requestCount = 0
+  var requestsAtOnceMax = 1
+  var hold = Hold.nothing
+  /// Of 1,000 operations, how many fail; how many are short.
+  var failuresPerThousand = 0
+  var shortsPerThousand = 0
+  var resizes = false
+  /// Requests begin and end at multiples of this.
+  var requestUnit: UInt64 = 512
+
+  /// A plain image on which nothing is asked for.
+  init() {}
+
+  init(_ random: inout SeededRandom) {
+    let clusterBits = random.pick([9, 9, 9, 10, 12, 12, 14, 16])
+    clusterByteCount = 1 << UInt64(clusterBits)
+    var options = "cluster_size=\(clusterByteCount)"
+    let bits = random.pick([16, 16, 16, 64, 64, 32, 8, 4, 2, 1])
+    if random.chance(15) {
+      options += ",compat=0.10"
+    } else {
+      if bits != 16 { options += ",refcount_bits=\(bits)" }
+      if random.chance(15) { options += ",lazy_refcounts=on" }
+    }
+    self.options = options
+    base = random.pick(Base.allCases)
+    let clusters = UInt64(random.pick([40, 100, 200, 400]))
+    diskByteCount =
+      min(clusters * clusterByteCount, 1 << 20)
+      - (random.chance(30) ? 512 : 0)
+    baseByteCount = (diskByteCount * UInt64(random.pick([3, 4, 5])) / 4).alignedDown(to: 512)
+    blockByteCount = random.pick(clusterBits < 12 ? [1, 512] : [1, 512, 4096])
+    requestCount = random.pick([15, 30, 60])
+    requestsAtOnceMax = random.pick([1, 3, 8])
+    hold = random.chance(40) ? .nothing : random.pick(Hold.allCases)
+    failuresPerThousand = random.chance(25) ? random.pick([3, 20, 100]) : 0
+    shortsPerThousand = random.chance(25) ? random.pick([20, 200]) : 0
+    resizes = random.chance(20)
+    requestUnit = random.chance(25) ? GuestModel.unitByteCount : 512
+  }
+}
+
+extension Scenario: CustomStringConvertible {
+  var description: String {
+    var text = "\(options), disk \(diskByteCount), base \(base), blocks of \(blockByteCount)"
+    text += ", \(requestCount) requests, \(requestsAtOnceMax) at once, holds \(hold)"
+    if failuresPerThousand > 0 { text += ", \(failuresPerThousand)/1000 fail" }
+    if shortsPerThousand > 0 { text += ", \(shortsPerThousand)/1000 are short" }
+    return text
+  }
+}

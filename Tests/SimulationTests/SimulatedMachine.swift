@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The disks of a simulation by their names, and what the product's own tools make of them: created,
+// checked and opened by the code that does so for files.
+
+import BlockTypes
+import ImageTools
+import LinuxIO
+
+@testable import DataPlane
+
+/// Why a simulation ended badly.
+struct Breach: Error, CustomStringConvertible {
+  let description: String
+  init(_ description: String) { self.description = description }
+}
+
+/// Disks by name.
+struct SimulatedMachine: RemoteOpener {
+  var disks: [String: SimulatedDisk] = [:]
+
+  func recognises(_ name: String) -> Bool { disks[name] != nil }
+
+  func open(
+    _ address: String, namedBy overlay: String?, access: ImageFile.Access
+  ) throws(ImageFault) -> LayerFile {
+    guard let disk = disks[address] else { preconditionFailure("there is no disk \(address)") }
+    return LayerFile(disk, path: address)
+  }
+
+  /// The same machine with other contents of its disk, as after a power cut; nothing is under way.
+  func with(_ contents: DiskContents) -> SimulatedMachine {
+    var other = self
+    for (name, disk) in disks {
+      other.disks[name] = SimulatedDisk(
+        name, contents: name == "disk" ? contents : disk.contents,
+        blockByteCount: disk.blockByteCount)
+    }
+    return other
+  }
+
+  var disk: SimulatedDisk {
+    guard let disk = disks["disk"] else { preconditionFailure("a machine has no disk") }
+    return disk
+  }
+
+  // MARK: Making it
+
+  init(_ scenario: Scenario, seed: UInt64) throws {
+    disks["disk"] = SimulatedDisk("disk", blockByteCount: scenario.blockByteCount, seed: seed)
+    if scenario.base != .none { try makeBase(scenario) }
+    var options = CreateOptions()
+    try options.apply(scenario.options, path: "disk")
+    options.diskByteCount = scenario.diskByteCount
+    if scenario.base != .none {
+      options.backingFile = "base"
+      options.backingFormat = scenario.base == .raw ? .raw : .qcow2
+    }
+    _ = try Create.run(path: "disk", format: .qcow2, options: options, remote: self)
+  }
+
+  private mutating func makeBase(_ scenario: Scenario) throws {
+    let size = scenario.baseByteCount
+    disks["base"] = SimulatedDisk("base")
+    if scenario.base == .raw {
+      for range in SimulatedMachine.baseData(scenario) {
+        _ = try disks["base"]?.run(
+          .write(
+            offset: range.start, bytes: GuestModel.bytes(range, version: 1), isDurable: false))
+      }
+      _ = try disks["base"]?.run(.resize(to: size))
+      return
+    }
+    var options = CreateOptions()
+    try options.apply("cluster_size=4096", path: "base")
+    options.diskByteCount = size
+    if scenario.base == .chain {
+      disks["bottom"] = SimulatedDisk("bottom")
+      var bottom = CreateOptions()
+      bottom.diskByteCount = size
+      _ = try Create.run(path: "bottom", format: .qcow2, options: bottom, remote: self)
+      try fill("bottom", SimulatedMachine.baseData(scenario).prefix(1))
+      options.backingFile = "bottom"
+      options.backingFormat = .qcow2
+    }
+    _ = try Create.run(path: "base", format: .qcow2, options: options, remote: self)
+    try fill(
+      "base", SimulatedMachine.baseData(scenario).dropFirst(scenario.base == .chain ? 1 : 0))
+  }
+
+  private func fill(_ name: String, _ ranges: ArraySlice<ByteRange>) throws {
+    var image = try Session.open(
+      self, path: name, access: .readWrite, cacheByteCount: 0, pool: BlockingPool())
+    for range in ranges {
+      try Session.finish(&image, .write, range, GuestModel.bytes(range, version: 1))
+    }
+    try Session.settle(&image)
+    image.unmapAll()
+  }
+
+  /// The ranges of the base that have data, ends of which lie in the middle of clusters.
+  static func baseData(_ scenario: Scenario) -> [ByteRange] {
+    let size = scenario.baseByteCount
+    let third = (size / 3).alignedDown(to: 512)
+    return [
+      ByteRange(start: 512, end: third), ByteRange(start: third + 1024, end: size - 512),
+    ].filter { $0.start < $0.end && $0.end <= size }
+  }
+
+  // MARK: Judging it
+
+  /// The findings of the product's check that a power cut may not leave, and the count of leaks.
+  func check() throws -> (faults: [String], leakCount: Int) {
+    var faults: [String] = []
+    let outcome = try Check.run(
+      path: "disk", format: .qcow2, repair: .none, takesLocks: false, remote: self
+    ) { finding in
+      if finding.severity == .corruption { faults.append(finding.text) }
+    }
+    if faults.isEmpty, outcome.report.corruptionCount > 0 { faults.append("corruptions") }
+    return (faults, outcome.report.leakCount)
+  }
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A whole simulation from one seed: images, requests, faults, and a power cut at every change of
+// the disk. Each state that a cut leaves has to be an image without corruption whose every unit
+// holds what was flushed or something asked for later; some of them are written on.
+
+import BlockTypes
+import Glibc
+import ImageTools
+import LinuxIO
+
+@testable import DataPlane
+
+/// What simulations did.
+struct SimulationTally: Equatable {
+  var stateCount = 0
+  var continuedCount = 0
+  var requestCount = 0
+
+  static func += (tally: inout SimulationTally, other: SimulationTally) {
+    tally.stateCount += other.stateCount
+    tally.continuedCount += other.continuedCount
+    tally.requestCount += other.requestCount
+  }
+}
+
+/// What is wrong with the disk on purpose, to see that the judge notices.
+enum DiskLie {
+  case none
+  /// Flushes are answered, and nothing is made durable.
+  case ignoresFlushes
+  /// Now and then a write lands in the sector behind its own.
+  case misdirectsWrites
+}
+
+final class Simulation {
+  let seed: UInt64
+  let scenario: Scenario
+  private var random: SeededRandom
+  private var cutRandom: SeededRandom
+  private(set) var tally = SimulationTally()
+  private var breach: Breach?
+  /// Of 100 states, how many are written on.
+  private let continuesPercent: Int
+
+  /// Runs the simulation of `seed`.
+  ///
+  /// - Throws: `Breach` when a promise was broken; anything else when the product refused what it
+  ///   has to do.
+  static func run(seed: UInt64, lie: DiskLie = .none) throws -> SimulationTally {
+    let simulation = Simulation(seed: seed)
+    try simulation.run(lie)
+    return simulation.tally
+  }
+
+  /// What the seed decides, in words.
+  static func describe(seed: UInt64) -> String { Simulation(seed: seed).scenario.description }
+
+  private init(seed: UInt64) {
+    self.seed = seed
+    random = SeededRandom(seed: seed)
+    scenario = Scenario(&random)
+    cutRandom = SeededRandom(seed: random.next())
+    continuesPercent = 2
+  }
+
+  private func run(_ lie: DiskLie) throws {
+    let machine = try SimulatedMachine(scenario, seed: random.next())
+    var model = GuestModel(byteCount: scenario.diskByteCount)
+    // What the disk begins with: zeroes everywhere, and what the base has.
+    model.addInitial(ByteRange(start: 0, end: 8 << 20), version: 0)
+    if scenario.base != .none {
+      for range in SimulatedMachine.baseData(scenario) {
+        // A larger base never shows, not even when the disk grows.
+        let end = min(range.end, scenario.diskByteCount)
+        if range.start < end {
+          model.addInitial(ByteRange(start: range.start, end: end), version: 1)
+        }
+      }
+    }
+    machine.disk.lie = lie
+    try play(machine, model, requestsSeed: random.next(), leakCount: 0, cuts: true)
+  }
+
+  /// Requests on one machine, cuts between them, and the end.
+  private func play(
+    _ machine: SimulatedMachine, _ model: GuestModel, requestsSeed: UInt64, leakCount: Int,
+    cuts: Bool
+  ) throws {
+    let session = try Session(scenario, machine, model, seed: requestsSeed)
+    var cached: (epoch: Int, rules: [GuestModel.Rule]) = (-1, [])
+    if cuts {
+      machine.disk.onMoment = { [unowned self, unowned session] in
+        guard self.breach == nil else { return }
+        if cached.epoch != session.model.epoch {
+          let whole = ByteRange(start: 0, end: 8 << 20)
+          cached = (session.model.epoch, session.model.rulesAfterCut(whole))
+        }
+        self.cut(machine, session.model, cached.rules)
+      }
+    }
+    defer { machine.disk.onMoment = nil }
+    try session.run()
+    let isDurable = try session.stop()
+    tally.requestCount += scenario.requestCount
+    if let breach { throw breach }
+    guard isDurable else { return }
+    machine.disk.onMoment = nil
+    let (faults, leaks) = try machine.check()
+    guard faults.isEmpty else { throw Breach("after the stop: \(faults.prefix(3))") }
+    if !session.hasFailures, leaks > leakCount {
+      throw Breach("\(leaks) clusters leak after a clean stop, of \(leakCount) before")
+    }
+  }
+
+  /// The power fails now: judges what is left, and keeps the first breach.
+  private func cut(
+    _ machine: SimulatedMachine, _ model: GuestModel, _ rules: [GuestModel.Rule]
+  ) {
+    let kind = SimulatedDisk.Cut.allCases[cutRandom.below(4)]
+    let left = machine.disk.contentsAfter(kind, &cutRandom)
+    tally.stateCount += 1
+    do {
+      let contents = try judge(
+        machine.with(left), model, rules)
+      if cutRandom.chance(continuesPercent) {
+        let reopened = machine.with(left)
+        try goOn(reopened, contents)
+      }
+    } catch let error as Breach {
+      breach = Breach("cut \(tally.stateCount) (\(kind)): \(error)")
+    } catch {
+      breach = Breach("cut \(tally.stateCount) (\(kind)): \(error)")
+    }
+  }
+
+  /// Checks and reads a state as whoever finds it after the power cut.
+  private func judge(
+    _ machine: SimulatedMachine, _ model: GuestModel, _ rules: [GuestModel.Rule]
+  ) throws -> [UInt8] {
+    var isChecked = false
+    if !scenario.options.contains("lazy_refcounts") {
+      let (faults, _) = try machine.check()
+      guard faults.isEmpty else { throw Breach("corrupt: \(faults.prefix(3))") }
+      isChecked = true
+    }
+    var image = try Session.open(
+      machine, path: "disk", access: .readWrite, cacheByteCount: 0,
+      pool: BlockingPool())
+    defer { image.unmapAll() }
+    if !isChecked {
+      let (faults, _) = try machine.check()
+      guard faults.isEmpty else { throw Breach("corrupt: \(faults.prefix(3))") }
+    }
+    guard model.byteCounts.contains(image.diskByteCount) else {
+      throw Breach("the disk has \(image.diskByteCount) bytes, not one of \(model.byteCounts)")
+    }
+    let whole = ByteRange(start: 0, end: image.diskByteCount)
+    let bytes = try Session.finish(&image, .read, whole)
+    if let breach = GuestModel.breach(bytes, at: 0, rules) { throw Breach(breach) }
+    return bytes
+  }
+
+  /// Writes on in the image that a cut left.
+  private func goOn(_ machine: SimulatedMachine, _ bytes: [UInt8]) throws {
+    tally.continuedCount += 1
+    // Counts behind the end of the file are leaks that show when it grows.
+    let longer = machine.with(machine.disk.contents)
+    _ = try longer.disk.run(.resize(to: longer.disk.byteCount + 8 << 20))
+    let (_, leaks) = try longer.check()
+    var model = GuestModel(byteCount: UInt64(bytes.count))
+    model.addInitial(ByteRange(start: 0, end: 8 << 20), version: 0)
+    model.addContents(bytes)
+    do {
+      try play(
+        machine, model, requestsSeed: cutRandom.next(), leakCount: leaks, cuts: false)
+    } catch let error as Breach {
+      throw Breach("written on after it: \(error)")
+    }
+  }
+}
+
+extension GuestModel {
+  /// Takes over what a disk was found to hold.
+  mutating func addContents(_ bytes: [UInt8]) {
+    let unit = Int(GuestModel.unitByteCount)
+    bytes.withUnsafeBytes { raw in
+      var start = 0
+      while start + unit <= raw.count {
+        let version = GuestModel.version(raw, at: start, unit: UInt64(start / unit)) ?? 0
+        var end = start + unit
+        while end + unit <= raw.count,
+          (GuestModel.version(raw, at: end, unit: UInt64(end / unit)) ?? 0) == version
+        {
+          end += unit
+        }
+        if version != 0 {
+          addInitial(ByteRange(start: UInt64(start), end: UInt64(end)), version: version)
+        }
+        start = end
+      }
+    }
+  }
+}
