@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Raw deflate of one cluster, and zlib's wrapping of it in other formats. Spec: RFC 1951; RFC 1950; qcow2.rst, "Compressed Clusters Descriptor". Takes
-// zlib's state for the time of the call; performs no I/O.
+// Raw deflate of one cluster, and zlib's wrapping of it in other formats. Spec: RFC 1951; RFC 1950;
+// qcow2.rst, "Compressed Clusters Descriptor". Takes zlib's state for the time of the call;
+// performs no I/O.
 
 import BlockTypes
 import CZlib

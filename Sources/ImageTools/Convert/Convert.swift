@@ -24,8 +24,8 @@ public enum Convert {
 
   /// Converts the image at `source` to a new one at `target`.
   ///
-  /// A regular file that has the target's name is replaced in the end, if nobody uses it. Nothing is
-  /// left when the conversion fails.
+  /// A regular file that has the target's name is replaced in the end, if nobody uses it. Nothing
+  /// is left when the conversion fails.
   ///
   /// - Parameter progress: called from several threads with the bytes of the disk that are behind
   ///   the last written piece, and with all bytes.

@@ -104,7 +104,7 @@ final class ConvertWork: Sendable {
     return try result.get()
   }
 
-  /// Waits for the turn of the piece and gives its parts their places; nil when a thread has failed.
+  /// Waits for the turn of the piece and gives its parts their places; nil when a thread failed.
   private func place(
     _ parts: [ConvertPart], of piece: ConvertPiece, thread index: Int
   ) throws(ImageFault) -> [ConvertWrite]? {
