@@ -13,7 +13,7 @@ import Qcow2
 public enum OverlapCheck: String, Sendable, CaseIterable {
   /// The header, the L1 table, the refcount table: these are looked at in any case.
   case none
-  /// Also the snapshot table, the bitmaps' directory and what else stays where it is.
+  /// Also the snapshot table, the header of LUKS and what else stays where it is.
   case constant
   /// Also L2 tables, refcount blocks and the L1 tables of snapshots, which are in memory anyway.
   case cached
@@ -194,13 +194,7 @@ extension OverlapGuard {
     if let area = try header.encryptionArea() {
       fixed.append((ByteRange(at: area.offset.byteOffset, area.byteCount), "the encryption header"))
     }
-    if header.hasPersistentBitmaps, let bitmaps = try header.bitmaps() {
-      fixed.append(
-        (
-          ByteRange(at: bitmaps.directoryOffset.byteOffset, bitmaps.directoryByteCount),
-          "the bitmap directory"
-        ))
-    }
+    // Not the bitmaps' directory: it moves while the image is served.
     return fixed
   }
 

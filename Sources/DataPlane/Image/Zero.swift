@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // WRITE_ZEROES and TRIM. Whole clusters (or subclusters: Zero+Subclusters.swift) change their L2
-// entry; parts of them are written (or, for TRIM, left alone). A trimmed or zeroed cluster never shows
-// the backing file again. Spec: proto.md, "NBD_CMD_WRITE_ZEROES", "NBD_CMD_TRIM"; qcow2.rst,
+// entry; parts of them are written (or, for TRIM, left alone). A trimmed or zeroed cluster never
+// shows the backing file again. Spec: proto.md, "NBD_CMD_WRITE_ZEROES", "NBD_CMD_TRIM"; qcow2.rst,
 // "Standard Cluster Descriptor" (zero flag).
 
 import BlockTypes

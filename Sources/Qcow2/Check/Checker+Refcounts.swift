@@ -103,6 +103,8 @@ extension Checker {
         ? 0 : Refcount.load(block, at: index, order: geometry.refcountOrder)
       let expected = counts[cluster]
       if onDisk == 0 && expected == 0 { continue }
+      // Counts of what lies behind the file are nobody's.
+      if expected == 0, cluster >= clusterCount - 1 { break }
       highest = cluster
       if onDisk == 1 { counts.markStoredOnce(cluster) }
       if onDisk == expected {

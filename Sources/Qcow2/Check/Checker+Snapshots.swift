@@ -57,6 +57,23 @@ extension Checker {
     return nil
   }
 
+  /// A cluster that is both an L1 table and a guest's data is a table only if it looks like one.
+  mutating func judgeContestedSnapshots(
+    _ snapshots: [(index: Int, record: SnapshotRecord)]
+  ) throws(Failure) {
+    let bits = UInt64(header.geometry.clusterBits)
+    for (index, record) in snapshots where report.snapshotFlaws[index] == nil {
+      let start = record.l1TableOffset.byteOffset
+      let clusters =
+        (start >> bits)..<((start + UInt64(record.l1EntryCount) * 8) >> bits) + 1
+      guard clusters.contains(where: { conflicts[$0] != nil }) else { continue }
+      let words = try words(at: start, count: record.l1EntryCount)
+      if words.contains(where: { rules.flaw(ofL1: $0) != nil }) {
+        report.snapshotFlaws[index] = "its L1 table is something else"
+      }
+    }
+  }
+
   // MARK: Bitmaps
 
   mutating func countBitmaps() throws(Failure) {

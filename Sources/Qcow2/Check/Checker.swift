@@ -141,6 +141,7 @@ public struct Checker<Failure: Error> {
         &tables)
     }
     try countL2Tables(&tables)
+    if !conflicts.isEmpty { try judgeContestedSnapshots(snapshots) }
     // Last: what is more than a bitmap wins.
     let before = conflicts.count
     try countBitmaps()
