@@ -59,11 +59,8 @@ struct Map: ParsableCommand {
     start: UInt64, _ length: UInt64?, _ remote: any RemoteOpener, isHuman: Bool,
     count: inout Int
   ) throws {
-    try ImageTools.Map.run(
-      path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-      takesLocks: !forceShare, start: start, byteCountMax: length, snapshot: snapshot,
-      remote: remote
-    ) { (extent, path) throws(ImageFault) in
+    let said = try format.map { try SourceFormat(named: $0, path: file) }
+    func show(_ extent: MapExtent, _ path: String) throws(ImageFault) {
       if isHuman {
         if count == 0 { print(MapExtent.humanTitle) }
         if extent.isData && extent.hostOffset == nil {
@@ -77,5 +74,13 @@ struct Map: ParsableCommand {
       }
       count += 1
     }
+    if let foreign = try SourceFormat.foreign(said: said, path: file, remote: remote) {
+      return try ImageTools.Map.run(
+        path: file, foreign: foreign, wasSaid: said != nil, takesLocks: !forceShare, start: start,
+        byteCountMax: length, extent: show)
+    }
+    try ImageTools.Map.run(
+      path: file, format: said?.own, takesLocks: !forceShare, start: start, byteCountMax: length,
+      snapshot: snapshot, remote: remote, extent: show)
   }
 }

@@ -48,6 +48,18 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Let images name this data file, which is not in their folder; may be repeated.",
+      valueName: "path"))
+  var allowDataFile: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "After a crash, bitmaps that the image keeps are wider by the rest of each region that was"
+        + " written (region), or lost (none). (default: region)", valueName: "mode"))
+  var bitmapDurability: BitmapDurability?
+
+  @Option(
+    help: ArgumentHelp(
       "File with the key of an encrypted image, or of the named one of its chain; may be repeated.",
       valueName: "[image=]path"))
   var keyFile: [String] = []
@@ -59,6 +71,12 @@ struct ExportOptions: ParsableArguments {
 
   @Flag(help: "Let clients make the disk larger (NBD_CMD_RESIZE).")
   var clientResize = false
+
+  @Option(
+    help: ArgumentHelp(
+      "Which tables of the image are guarded: none, constant, cached or all. (default: cached)",
+      valueName: "mode"))
+  var overlapCheck: OverlapCheck?
 
   @Option(
     help: ArgumentHelp("Memory for the image's tables. (default: 32M)", valueName: "bytes"))
@@ -151,8 +169,12 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
+    config.allowedDataFiles =
+      allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
     config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
+    config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
+    config.bitmapDurability = bitmapDurability ?? common?.bitmapDurability ?? .region
     config.keys = try keys()
     if config.keys.isEmpty, let common {
       config.keys = try common.keys()
@@ -208,4 +230,6 @@ struct ExportOptions: ParsableArguments {
 }
 
 extension ImageFormat: ExpressibleByArgument {}
+extension OverlapCheck: ExpressibleByArgument {}
 extension TLSConfig.Mode: ExpressibleByArgument {}
+extension BitmapDurability: ExpressibleByArgument {}

@@ -160,8 +160,11 @@ private let cluster: UInt64 = 65_536
     // The refcount table is lost.
     let place = try file.read(at: 48, byteCount: 8).reduce(0) { $0 << 8 | UInt64($1) }
     try file.write(zeroes(4_096), at: place)
-    let outcome = try Check.run(
-      path: path, format: .qcow2, repair: .all, takesLocks: false, finding: { _ in })
+    var options = Check.Options()
+    options.format = .qcow2
+    options.repair = .all
+    options.takesLocks = false
+    let outcome = try Check.run(path: path, options: options) { _ in }
     #expect(outcome.exitCode == 0)
     #expect(try #require(try file.allocatedByteCount()) < 64 << 20)
     #expect(try CheckedImage(path).isClean)

@@ -140,7 +140,4 @@ extension BitmapEntry {
   var flagNames: [String] {
     (flags & Self.inUseFlag != 0 ? ["in-use"] : []) + (flags & Self.autoFlag != 0 ? ["auto"] : [])
   }
-
-  /// Bytes of the disk for each bit; 0 where the image claims more than fits.
-  var granularityByteCount: UInt64 { granularityBits < 64 ? 1 << UInt64(granularityBits) : 0 }
 }

@@ -36,7 +36,7 @@ public enum Map {
         next = try resolve(at: offset, end: end, &maps)
       } catch let fault {
         // What was found before the fault is shown.
-        if let pending { try extent(pending, layers[pending.depth].path) }
+        if let pending { try extent(pending, maps[pending.depth].path) }
         throw fault
       }
       offset = next.end
@@ -48,16 +48,16 @@ public enum Map {
         last.byteCount += next.byteCount
         pending = last
       } else {
-        try extent(last, layers[last.depth].path)
+        try extent(last, maps[last.depth].path)
         pending = next
       }
     }
-    if let pending { try extent(pending, layers[pending.depth].path) }
+    if let pending { try extent(pending, maps[pending.depth].path) }
   }
 
   /// The source of the disk at `offset`: the first layer from the top that holds it. What no layer
   /// holds reads as zeroes and counts for the layer where the search ended.
-  private static func resolve(
+  static func resolve(
     at offset: UInt64, end: UInt64, _ maps: inout [LayerMap]
   ) throws(ImageFault) -> MapExtent {
     var limit = end - offset

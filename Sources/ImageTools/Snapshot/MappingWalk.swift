@@ -55,9 +55,10 @@ struct MappingWalk {
     let geometry = header.geometry
     let bits = UInt64(geometry.clusterBits)
     let words = try storage.read(at: table, byteCount: Int(geometry.clusterByteCount))
-    let entries = L2TableWords(words.bigEndianWords(), header)
-    for index in 0..<entries.entryCount {
-      let entry = entries.descriptor(index)
+      .bigEndianWords()
+    // What a subcluster says changes nothing in who references which cluster.
+    for index in stride(from: 0, to: words.count, by: geometry.l2EntryByteCount / 8) {
+      let entry = L2Entry(rawValue: words[index])
       switch entry.kind(in: geometry, version: header.version) {
       case .unallocated, .zeroPlain: break
       case .normal, .zeroAllocated: try visit(entry.hostOffset.byteOffset >> bits, .data)
