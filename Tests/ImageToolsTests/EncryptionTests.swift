@@ -103,6 +103,8 @@ extension Workbench {
     let block = try bench.word("image", at: try bench.word("image", at: 48))
     let unused = (try bench.bytes(of: "image").count + 65_535) / 65_536
     try bench.poke("image", UInt16(1), at: block + 2 * unused)
+    // Counts behind the end of the file are nobody's business.
+    try bench.prepare("truncate -s \((unused + 1) * 65_536) image")
     #expect(try bench.strata("check image").exitCode == 3)
     #expect(try bench.strata("check -r leaks image").exitCode == 0)
     try bench.io("image", "read_-P_7_0_1M")
@@ -156,7 +158,8 @@ extension Workbench {
         + " encrypt.format=aes,encrypt.key-secret=s image 1M")
     let refusal = "encrypted with the old AES method, which is broken and not supported; convert it"
     #expect(try bench.strata("map image").errors.contains(refusal))
-    #expect(try bench.strata("check image").exitCode == 63)
+    // Who references what needs no key.
+    #expect(try bench.strata("check image").exitCode == 0)
     #expect(try bench.strata("info image").output.contains(refusal))
   }
 

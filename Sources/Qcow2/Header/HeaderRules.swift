@@ -159,7 +159,7 @@ extension Header {
     if isMarkedCorrupt {
       throw ImageError(
         .corrupt,
-        "the image is marked corrupt; repair it (qemu-img check -r all) or open it read-only")
+        "the image is marked corrupt; repair it (strata check -r all) or open it read-only")
     }
     guard diskByteCount % 512 == 0 else {
       throw ImageError(
