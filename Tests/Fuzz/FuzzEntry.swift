@@ -12,6 +12,7 @@ enum FuzzTarget: String, CaseIterable {
   case replies = "Replies"
   case addresses = "NBDURI"
   case json = "JSON"
+  case image = "Image"
 
   func run(_ bytes: [UInt8]) {
     switch self {
@@ -21,6 +22,7 @@ enum FuzzTarget: String, CaseIterable {
     case .replies: fuzzReplies(bytes)
     case .addresses: fuzzAddress(bytes)
     case .json: fuzzJSON(bytes)
+    case .image: fuzzImage(bytes)
     }
   }
 }
