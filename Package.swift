@@ -48,6 +48,7 @@ let package = Package(
     .target(name: "NBDProtocol", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(name: "Qcow2", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(name: "Bitmaps", dependencies: ["BlockTypes"], swiftSettings: strict),
+    .target(name: "ForeignImages", dependencies: ["BlockTypes"], swiftSettings: strict),
     .target(
       name: "LinuxIO", dependencies: ["BlockTypes", "CAio", "CLinux"], swiftSettings: strict),
     .target(
@@ -77,7 +78,9 @@ let package = Package(
     // L4: images at rest.
     .target(
       name: "ImageTools",
-      dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Compression", "Encryption"],
+      dependencies: [
+        "BlockTypes", "Qcow2", "ForeignImages", "LinuxIO", "Compression", "Encryption",
+      ],
       swiftSettings: strict),
 
     .target(
@@ -99,7 +102,8 @@ let package = Package(
     .executableTarget(
       name: "strata",
       dependencies: [
-        "Control", "ImageTools", "Bitmaps", "NBDClient", "KernelNBD", "NBDLint", "TLS",
+        "Control", "ImageTools", "ForeignImages", "Bitmaps", "NBDClient", "KernelNBD", "NBDLint",
+        "TLS",
         argumentParser,
       ],
       swiftSettings: strict),
@@ -169,7 +173,9 @@ let package = Package(
       name: "BitmapsTests", dependencies: ["BlockTypes", "Bitmaps"], swiftSettings: tests),
     .testTarget(
       name: "ImageToolsTests",
-      dependencies: ["BlockTypes", "Qcow2", "LinuxIO", "Compression", "ImageTools", "strata"],
+      dependencies: [
+        "BlockTypes", "Qcow2", "LinuxIO", "Compression", "ImageTools", "strata", "stratad",
+      ],
       swiftSettings: tests),
 
     // T: the ground under the data plane, the data plane without sockets, and what the whole does

@@ -6,8 +6,10 @@
 
 /// One change of the bitmaps of a disk.
 public enum BitmapAction: Hashable, Sendable {
-  /// Makes a clean bitmap, which records from now on if it is enabled.
-  case add(name: String, granularityByteCount: UInt64, isEnabled: Bool)
+  /// Makes a clean bitmap, which records from now on if it is enabled. A persistent one is kept in
+  /// the image.
+  case add(
+    name: String, granularityByteCount: UInt64, isEnabled: Bool, isPersistent: Bool = false)
   case remove(name: String)
   /// Makes every block clean.
   case clear(name: String)
@@ -22,6 +24,18 @@ public enum BitmapAction: Hashable, Sendable {
   case freeze(name: String)
   /// Ends a freeze.
   case thaw(name: String, BackupOutcome)
+}
+
+extension BitmapAction {
+  /// The bitmap that is changed, made or removed.
+  public var target: String {
+    switch self {
+    case .add(let name, _, _, _), .remove(let name), .clear(let name), .enable(let name),
+      .disable(let name), .freeze(let name), .thaw(let name, _):
+      name
+    case .merge(_, let target): target
+    }
+  }
 }
 
 /// How the backup went that a bitmap was frozen for.

@@ -76,8 +76,10 @@ public struct BitmapSet: Sendable {
     _ action: BitmapAction, _ holder: (Int) -> UInt64?
   ) throws(BitmapFault) {
     switch action {
-    case .add(let name, let granularityByteCount, let isEnabled):
-      try add(name, granularityByteCount, isEnabled: isEnabled)
+    case .add(let name, let granularityByteCount, let isEnabled, let isPersistent):
+      let bitmap = try DirtyBitmap(
+        diskByteCount: diskByteCount, granularityByteCount: granularityByteCount)
+      _ = try add(name, bitmap, isEnabled: isEnabled, isPersistent: isPersistent)
     case .remove(let name):
       let index = try thawed(name)
       if let client = holder(all[index].number) {
@@ -85,7 +87,10 @@ public struct BitmapSet: Sendable {
       }
       revision += 1
       all.remove(at: index)
-    case .clear(let name): all[try thawed(name)].recorder.clear()
+    case .clear(let name):
+      let index = try thawed(name)
+      all[index].recorder.clear()
+      all[index].isRecovered = false
     case .enable(let name): all[try thawed(name)].isEnabled = true
     case .disable(let name): all[try thawed(name)].isEnabled = false
     case .merge(let sources, let target): try merge(sources, into: target)
@@ -94,9 +99,24 @@ public struct BitmapSet: Sendable {
     }
   }
 
+  /// Takes over a bitmap that the image has kept; returns its number.
+  ///
+  /// - Parameter isRecovered: the image was not closed in order.
+  public mutating func restore(
+    _ name: String, _ bits: DirtyBitmap, isEnabled: Bool, isRecovered: Bool
+  ) throws(BitmapFault) -> Int {
+    precondition(bits.diskByteCount == diskByteCount, "a bitmap of another disk was restored")
+    var next = self
+    let index = try next.add(name, bits, isEnabled: isEnabled, isPersistent: true)
+    next.all[index].isRecovered = isRecovered
+    next.isRecording = next.all.contains { $0.isEnabled }
+    self = next
+    return all[index].number
+  }
+
   private mutating func add(
-    _ name: String, _ granularityByteCount: UInt64, isEnabled: Bool
-  ) throws(BitmapFault) {
+    _ name: String, _ bitmap: DirtyBitmap, isEnabled: Bool, isPersistent: Bool
+  ) throws(BitmapFault) -> Int {
     try NamedBitmap.validate(name: name)
     guard index(of: name) == nil else {
       throw BitmapFault("there is a bitmap \"\(name)\" already")
@@ -105,15 +125,14 @@ public struct BitmapSet: Sendable {
     guard let number = (0..<countMax).first(where: { !used.contains($0) }) else {
       throw BitmapFault("a disk has at most \(countMax) bitmaps")
     }
-    let bitmap = try DirtyBitmap(
-      diskByteCount: diskByteCount, granularityByteCount: granularityByteCount)
     revision += 1
     all.append(
       NamedBitmap(
-        name: name, number: number, firstRevision: revision, isEnabled: isEnabled,
-        recorder: bitmap))
+        name: name, number: number, firstRevision: revision, isPersistent: isPersistent,
+        isEnabled: isEnabled, recorder: bitmap))
     // Checked for each one, so that a list of actions never takes much more than is allowed.
     try requireMemory()
+    return all.count - 1
   }
 
   private mutating func merge(_ sources: [String], into target: String) throws(BitmapFault) {
@@ -139,7 +158,11 @@ public struct BitmapSet: Sendable {
     guard let frozen = all[index].frozen else {
       throw BitmapFault("bitmap \"\(name)\" is not frozen")
     }
-    if outcome == .failed { all[index].recorder.merge(frozen) }
+    if outcome == .failed {
+      all[index].recorder.merge(frozen)
+    } else {
+      all[index].isRecovered = false
+    }
     all[index].frozen = nil
   }
 

@@ -149,6 +149,20 @@ public struct DirtyBitmap: Hashable, Sendable {
     for (word, bits) in blocks.words.enumerated() where bits != 0 { mark(bits, inWord: word) }
   }
 
+  // MARK: Words
+
+  public var blockCount: Int { blocks.count }
+  /// Words of 64 blocks; block `i` is bit `i % 64` of word `i / 64`.
+  public var wordCount: Int { blocks.words.count }
+  public func word(_ index: Int) -> UInt64 { blocks.words[index] }
+
+  /// Marks the blocks of a word; bits behind the last block are ignored.
+  public mutating func mark(_ bits: UInt64, ofWord index: Int) {
+    let isLast = index == wordCount - 1 && blockCount & 63 != 0
+    let bits = isLast ? bits & BitLevel.through(blockCount - 1) : bits
+    if bits != 0 { mark(bits, inWord: index) }
+  }
+
   // MARK: Asking
 
   /// Whether the block of this byte is dirty.

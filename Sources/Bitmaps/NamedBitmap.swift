@@ -10,6 +10,10 @@ public struct NamedBitmap: Sendable {
   public let number: Int
   /// The revision of the set that it came with.
   public let firstRevision: UInt64
+  /// Kept in the image when the disk is not served.
+  public let isPersistent: Bool
+  /// Taken from an image that was not closed in order: more may be dirty than was written.
+  public internal(set) var isRecovered = false
   /// Whether writes are recorded.
   public internal(set) var isEnabled: Bool
   /// Where they are.
@@ -25,10 +29,18 @@ public struct NamedBitmap: Sendable {
     recorder.memoryByteCount + (frozen?.memoryByteCount ?? 0)
   }
 
+  /// 64 blocks as they are to be kept: also what is frozen, since nobody knows yet how the backup
+  /// will go. Block `i` is bit `i % 64` of word `i / 64`.
+  public func keptWord(_ index: Int) -> UInt64 {
+    recorder.word(index) | (frozen?.word(index) ?? 0)
+  }
+  public var wordCount: Int { recorder.wordCount }
+  public var blockCount: Int { recorder.blockCount }
+
   /// Bytes of a name: QEMU's limit.
   public static let nameByteCountMax = 1023
 
-  static func validate(name: String) throws(BitmapFault) {
+  public static func validate(name: String) throws(BitmapFault) {
     guard (1...nameByteCountMax).contains(name.utf8.count) else {
       throw BitmapFault(
         "a bitmap's name has 1...\(nameByteCountMax) bytes, not \(name.utf8.count)")

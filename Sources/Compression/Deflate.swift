@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Raw deflate of one cluster. Spec: RFC 1951; qcow2.rst, "Compressed Clusters Descriptor". Takes
-// zlib's state for the time of the call; performs no I/O.
+// Raw deflate of one cluster, and zlib's wrapping of it in other formats. Spec: RFC 1951; RFC 1950;
+// qcow2.rst, "Compressed Clusters Descriptor". Takes zlib's state for the time of the call;
+// performs no I/O.
 
 import BlockTypes
 import CZlib
@@ -10,6 +11,8 @@ import CZlib
 enum Deflate {
   /// log2 of the window, negated as zlib asks for data without a zlib header.
   private static let windowBits: Int32 = -12
+  /// That of RFC 1950: 2^15 bytes, with a header.
+  private static let wrappedWindowBits: Int32 = 15
 
   static func unpack(
     _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
@@ -25,6 +28,20 @@ enum Deflate {
     case Z_MEM_ERROR: return .noMemory
     default: return .io
     }
+  }
+
+  /// Unpacks a stream with zlib's header and checksum; returns the bytes that it gave, which are
+  /// fewer than `target` has where it ends before, or nil when it is damaged or gives more.
+  static func unpackWrapped(
+    _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
+  ) -> Int? {
+    var stream = unsafe z_stream()
+    guard unsafe cz_inflate_init(&stream, wrappedWindowBits) == Z_OK else { return nil }
+    unsafe aim(&stream, source, target)
+    let result = unsafe inflate(&stream, Z_FINISH)
+    let missingByteCount = unsafe stream.avail_out
+    unsafe inflateEnd(&stream)
+    return result == Z_STREAM_END ? target.count - Int(missingByteCount) : nil
   }
 
   static func pack(

@@ -118,6 +118,8 @@ public enum PlanCompiler {
       spinNanosecondsMax: UInt64(config.pollMicroseconds) * 1_000)
     plan.patience = config.patience
     plan.clientsMayResize = config.clientsMayResize
+    plan.overlapCheck = config.overlapCheck
+    plan.bitmapDurability = config.bitmapDurability
     plan.bitmapActions = try bitmapActions(config, diskByteCount: diskByteCount)
     return plan
   }
@@ -137,9 +139,10 @@ public enum PlanCompiler {
     return actions
   }
 
-  private static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
+  static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
     LayerPlan(
-      storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
+      storage: layer.storage, dataStorage: layer.dataStorage,
+      format: layer.header.map { .qcow2($0) } ?? .raw,
       diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
   }
 

@@ -82,6 +82,16 @@ struct Server {
     }
   }
 
+  /// Says of bitmaps that they are left as in use.
+  private static func warn(_ path: String, _ reason: String) {
+    do throws(SystemError) {
+      try TextOutput.standardError.writeLine(
+        "stratad: \(path): its persistent bitmaps are left marked as in use: \(reason)")
+    } catch {
+      // Nobody listens; the image tells.
+    }
+  }
+
   private static func join(_ threads: inout FixedPool<ExportThread>) -> [ExportLoop.Outcome] {
     (0..<threads.capacity).filter { threads.isOccupied($0) }.map { threads.take($0).join() }
   }
@@ -93,6 +103,7 @@ struct Server {
       let path = config.exports[index].imagePath
       switch outcome {
       case .drained: break
+      case .drainedWithoutBitmaps(let reason): Server.warn(path, reason)
       case .abandoned:
         failures.append(
           (path, "stopped at once by a second signal; requests were left unanswered"))

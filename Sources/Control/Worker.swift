@@ -52,17 +52,9 @@ public struct Worker {
     // First, because what reads keys later is to inherit nothing.
     let loader = try RulesLoader(config)
     let rules = try loader.load()
-    var plans: [ExportPlan] = []
-    var baseWatches: [BaseWatch] = []
     let remotes = config.exports.map { RemoteImages($0.remote) }
     defer { for remote in remotes { remote.close() } }
-    var keys = KeyReader()
-    for (export, remote) in zip(config.exports, remotes) {
-      let layers = try openChain(export, remote, &keys)
-      baseWatches.append(try BaseWatch(layers))
-      plans.append(
-        try PlanCompiler.compile(export, layers: layers, connectionsMax: config.connectionsMax))
-    }
+    let (plans, baseWatches) = try openExports(remotes)
     let identity = try WorkerIdentity.resolve(requested: config.user)
     // From here on a signal to stop waits until the loop asks for it, so files are tidied up.
     let signals = try Worker.naming("signals") { () throws(SystemError) in
@@ -113,13 +105,32 @@ public struct Worker {
     }
   }
 
+  /// Opens all images. Their keys are read here, and wiped at the end.
+  private func openExports(
+    _ remotes: [RemoteImages]
+  ) throws(ControlError) -> (plans: [ExportPlan], baseWatches: [BaseWatch]) {
+    var plans: [ExportPlan] = []
+    var baseWatches: [BaseWatch] = []
+    var keys = KeyReader()
+    for (export, remote) in zip(config.exports, remotes) {
+      let layers = try openChain(export, remote, &keys)
+      baseWatches.append(try BaseWatch(layers))
+      plans.append(
+        try PlanCompiler.compile(export, layers: layers, connectionsMax: config.connectionsMax))
+    }
+    return (plans, baseWatches)
+  }
+
   private func openChain(
     _ export: ExportConfig, _ remote: RemoteImages, _ keys: inout KeyReader
   ) throws(ControlError) -> [OpenedLayer] {
     do throws(ImageFault) {
-      var options = OpenChain.Options(detection: .topQcow2, remote: remote)
+      var options = OpenChain.Options(
+        detection: .topQcow2, snapshot: export.snapshot, remote: remote)
+      options.allowedDataFiles = export.allowedDataFiles
       let ring = try keys.ring(export.keys)
       options.keys = ring
+      options.keepsBitmaps = true
       let layers = try OpenChain.open(
         path: export.imagePath, format: export.format,
         access: export.isReadOnly ? .readOnly : .readWrite, options: options)

@@ -8,9 +8,6 @@ import BlockTypes
 
 /// Splits keys into stripes and merges them.
 public enum AntiForensic {
-  /// Stripes of every key slot of LUKS1.
-  public static let stripeCount = 4_000
-
   /// Splits `key` into so many stripes of its size, one behind the other.
   ///
   /// - Parameter filler: random bytes for all stripes but the last.

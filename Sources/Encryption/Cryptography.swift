@@ -6,20 +6,7 @@
 import BlockTypes
 import CGnuTLS
 
-/// A hash, as LUKS names it.
-public enum HashAlgorithm: String, CaseIterable, Sendable {
-  case sha1
-  case sha256
-  case sha512
-
-  public var byteCount: Int {
-    switch self {
-    case .sha1: 20
-    case .sha256: 32
-    case .sha512: 64
-    }
-  }
-
+extension HashAlgorithm {
   private var digest: gnutls_digest_algorithm_t {
     switch self {
     case .sha1: GNUTLS_DIG_SHA1

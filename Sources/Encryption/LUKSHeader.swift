@@ -57,6 +57,8 @@ public struct LUKSHeader: Hashable, Sendable {
   static let activeMark: UInt32 = 0x00ac_71f3
   static let vacantMark: UInt32 = 0x0000_dead
   static let keyByteCountMax = 64
+  /// Stripes of every key slot.
+  public static let stripeCount = 4_000
 
   /// Iterations that a header may ask for, in one place and in all active ones together: they are
   /// what a stranger's image can make its reader compute. Some seconds each.
@@ -149,7 +151,7 @@ public struct LUKSHeader: Hashable, Sendable {
   }
 
   /// Bytes of a slot's stripes.
-  public var materialByteCount: Int { keyByteCount * AntiForensic.stripeCount }
+  public var materialByteCount: Int { keyByteCount * LUKSHeader.stripeCount }
 
   /// Where a slot's stripes are, in whole sectors.
   func materialRange(_ slot: KeySlot) -> ByteRange {
@@ -160,7 +162,7 @@ public struct LUKSHeader: Hashable, Sendable {
 
   private func requireConsistentSlots(areaByteCount: UInt64) throws(ImageError) {
     for (index, slot) in slots.enumerated() {
-      guard slot.stripeCount == UInt32(AntiForensic.stripeCount) else {
+      guard slot.stripeCount == UInt32(LUKSHeader.stripeCount) else {
         throw ImageError(
           .corrupt, "key slot \(index) has \(slot.stripeCount) stripes instead of 4000")
       }

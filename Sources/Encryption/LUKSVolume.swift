@@ -119,7 +119,7 @@ public struct LUKSVolume: Sendable {
     }
     return try AntiForensic.merge(
       SecretBytes(prefix: header.materialByteCount, of: stripes),
-      stripeCount: AntiForensic.stripeCount, hash: hash)
+      stripeCount: LUKSHeader.stripeCount, hash: hash)
   }
 
   private static func isRight(
@@ -152,7 +152,7 @@ public struct LUKSVolume: Sendable {
         isActive: false, iterationCount: 0,
         salt: [UInt8](repeating: 0, count: LUKSHeader.saltByteCount),
         materialSector: UInt32(offset >> sectorBits),
-        stripeCount: UInt32(AntiForensic.stripeCount))
+        stripeCount: UInt32(LUKSHeader.stripeCount))
     }
     var header = LUKSHeader(
       specification: specification, hash: hash, uuid: try LUKSVolume.makeUUID(),
@@ -175,7 +175,7 @@ public struct LUKSVolume: Sendable {
   private static func areas(
     _ specification: CipherSpecification
   ) -> (slotOffsets: [UInt64], byteCount: UInt64) {
-    let slotByteCount = UInt64(specification.keyByteCount * AntiForensic.stripeCount)
+    let slotByteCount = UInt64(specification.keyByteCount * LUKSHeader.stripeCount)
       .alignedUp(to: slotAlignment)
     let offsets = (0..<UInt64(LUKSHeader.slotCount)).map { slotAlignment + $0 * slotByteCount }
     return (offsets, slotAlignment + UInt64(LUKSHeader.slotCount) * slotByteCount)
@@ -212,7 +212,7 @@ public struct LUKSVolume: Sendable {
       passphrase, salt: entry.salt, iterationCount: entry.iterationCount,
       byteCount: header.keyByteCount)
     let stripes = try AntiForensic.split(
-      key, stripeCount: AntiForensic.stripeCount, hash: hash,
+      key, stripeCount: LUKSHeader.stripeCount, hash: hash,
       filler: try Cryptography.randomKey(byteCount: header.materialByteCount))
     let cipher = try VolumeCipher(specification, key: slotKey)
     let byteCount = Int(header.materialRange(entry).byteCount)

@@ -7,34 +7,7 @@
 import BlockTypes
 import CGnuTLS
 
-/// What a volume is encrypted with.
-public struct CipherSpecification: Hashable, Sendable {
-  public enum Mode: String, Sendable { case xts, cbc }
-
-  /// How a sector's number becomes its initialisation vector.
-  public enum Vector: Hashable, Sendable {
-    /// Its low 32 bits, little-endian.
-    case plain
-    /// All 64 bits, little-endian.
-    case plain64
-    /// The number encrypted with a hash of the key.
-    case essiv(HashAlgorithm)
-  }
-
-  /// Bits of an AES key; XTS has two of them.
-  public let aesBits: Int
-  public let mode: Mode
-  public let vector: Vector
-
-  public init(aesBits: Int, mode: Mode, vector: Vector) {
-    precondition(aesBits == 128 || aesBits == 256, "AES has keys of another size here")
-    self.aesBits = aesBits
-    self.mode = mode
-    self.vector = vector
-  }
-
-  public var keyByteCount: Int { aesBits / 8 * (mode == .xts ? 2 : 1) }
-
+extension CipherSpecification {
   fileprivate var algorithm: gnutls_cipher_algorithm_t {
     switch mode {
     case .xts: aesBits == 128 ? GNUTLS_CIPHER_AES_128_XTS : GNUTLS_CIPHER_AES_256_XTS

@@ -51,6 +51,9 @@ public struct ImageFault: Error, Hashable, Sendable {
 extension SystemError {
   /// Whether a file could not be created because its name is taken.
   var isAlreadyThere: Bool { errno == EEXIST }
+
+  /// Whether there is no file of the name.
+  var isMissing: Bool { errno == ENOENT }
 }
 
 extension ImageFault: CustomStringConvertible {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Names of files in folders: removing and renaming one, and making a new one durable.
-// Source: unlink(2), rename(2), fsync(2) ("ensuring that the entry in the directory has also
-// reached disk"). Blocks.
+// Names of files in folders: removing and renaming one, making a new one durable, and where one
+// leads. Source: unlink(2), rename(2), realpath(3), fsync(2) ("ensuring that the entry in the
+// directory has also reached disk"). Blocks.
 
 import CLinux
 import Glibc
@@ -23,6 +23,16 @@ public enum FolderEntry {
     guard unsafe Glibc.rename(path, newPath) == 0 else {
       throw SystemError(errno: Glibc.errno, call: "rename")
     }
+  }
+
+  /// The absolute path of the file that `path` leads to, without links in it. The file must exist.
+  public static func resolve(_ path: String) throws(SystemError) -> String {
+    // SAFETY: the C call reads a C string, and returns one in memory that is ours to free.
+    guard let resolved = unsafe realpath(path, nil) else {
+      throw SystemError(errno: Glibc.errno, call: "realpath")
+    }
+    defer { unsafe free(resolved) }
+    return unsafe String(cString: resolved)
   }
 
   /// Makes the entry of `path` in its folder durable.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Points in time as the people of this machine write them. Source: localtime_r(3); it may read the
-// zone's file.
+// zone's file; clock_gettime(2).
 
 import Glibc
 
@@ -18,6 +18,14 @@ public enum LocalTime {
       + [Int(unsafe parts.tm_mday)]
     let clock = unsafe [parts.tm_hour, parts.tm_min, parts.tm_sec].map(Int.init)
     return date.map(pad).joined(separator: "-") + " " + clock.map(pad).joined(separator: ":")
+  }
+
+  /// The time since 1970 in UTC.
+  public static var sinceEpoch: (seconds: Int64, nanoseconds: Int64) {
+    var now = timespec()
+    // SAFETY: the kernel fills a local value during the call.
+    _ = unsafe clock_gettime(CLOCK_REALTIME, &now)
+    return (Int64(now.tv_sec), Int64(now.tv_nsec))
   }
 
   private static func pad(_ number: Int) -> String { number < 10 ? "0\(number)" : "\(number)" }

@@ -36,14 +36,15 @@ public enum SmallFile {
     // SAFETY: the path outlives the call.
     let descriptor = try SystemError.check(
       unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0), "open")
-    defer { close(descriptor) }
     return try read(descriptor: descriptor, into: &bytes)
   }
 
-  /// The same for a file or pipe that the process has from its parent.
+  /// The same for a file or pipe that the process has from its parent; it is closed, unless it is
+  /// one of the standard streams.
   public static func read(
     descriptor: Int32, into bytes: inout MutableRawSpan
   ) throws(SystemError) -> Int {
+    defer { if descriptor > STDERR_FILENO { close(descriptor) } }
     var done = 0
     while true {
       var portion = [UInt8](repeating: 0, count: 1)

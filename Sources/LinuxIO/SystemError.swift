@@ -29,6 +29,9 @@ public struct SystemError: Error, Hashable, Sendable {
 extension SystemError {
   /// Whether nothing has the name that was asked for.
   public var isMissing: Bool { errno == ENOENT }
+
+  /// Whether the storage has no such operation.
+  public var isNotSupported: Bool { errno == EOPNOTSUPP }
 }
 
 extension SystemError: CustomStringConvertible {

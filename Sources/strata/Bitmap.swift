@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `strata bitmap`: the dirty bitmaps of a running stratad.
+// `strata bitmap`: the dirty bitmaps of a running stratad, or of an image at rest.
 
 import ArgumentParser
 import Bitmaps
@@ -9,27 +9,28 @@ import ImageTools
 
 struct Bitmap: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Record which parts of a served disk are written (dirty bitmaps).",
+    abstract: "Record which parts of a disk are written (dirty bitmaps).",
     discussion: """
-      \(ControlOptions.discussion) Clients of the daemon read a bitmap as the meta context \
+      \(BitmapPlace.discussion) Clients of the daemon read a bitmap as the meta context \
       qemu:dirty-bitmap:NAME. Each verb takes effect at one moment between two requests.
       """,
     subcommands: [
       BitmapList.self, BitmapAdd.self, BitmapRemove.self, BitmapClear.self, BitmapEnable.self,
       BitmapDisable.self, BitmapMerge.self, BitmapFreeze.self, BitmapThaw.self, BitmapRotate.self,
+      BitmapMap.self,
     ])
 }
 
 /// The socket and the bitmap of a verb on one bitmap.
 struct BitmapOptions: ParsableArguments {
-  @OptionGroup var daemon: ControlOptions
+  @OptionGroup var place: BitmapPlace
   @OptionGroup var choice: ExportChoice
 
   @Argument(help: "The bitmap's name.")
   var name: String
 
   func order(_ action: BitmapAction) throws {
-    try daemon.order(.changeBitmap(action, export: choice.export))
+    try place.order(.changeBitmap(action, export: choice.export))
   }
 }
 
@@ -37,10 +38,15 @@ struct BitmapList: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "list", abstract: "List the bitmaps with what is dirty in them.")
 
-  @OptionGroup var question: QuestionOptions
+  @Flag(help: "Print the daemon's own answer.")
+  var json = false
+
+  @OptionGroup var place: BitmapPlace
   @OptionGroup var choice: ExportChoice
 
-  func run() throws { try question.ask(.bitmaps(export: choice.export), BitmapsText.text) }
+  func run() throws {
+    try place.ask(.bitmaps(export: choice.export), json: json, BitmapsText.text)
+  }
 }
 
 struct BitmapAdd: ParsableCommand {
@@ -55,6 +61,9 @@ struct BitmapAdd: ParsableCommand {
   @Flag(help: "Record nothing until 'strata bitmap enable'.")
   var disabled = false
 
+  @Flag(help: "Keep it in the image (qcow2, version 3). In an image at rest it always is.")
+  var persistent = false
+
   @OptionGroup var bitmap: BitmapOptions
 
   func run() throws {
@@ -62,7 +71,7 @@ struct BitmapAdd: ParsableCommand {
       .add(
         name: bitmap.name,
         granularityByteCount: try parseSize(granularity, of: "--granularity"),
-        isEnabled: !disabled))
+        isEnabled: !disabled, isPersistent: persistent))
   }
 }
 

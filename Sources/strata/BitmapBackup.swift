@@ -10,7 +10,7 @@ struct BitmapMerge: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "merge", abstract: "Mark in one bitmap what is dirty in others.")
 
-  @OptionGroup var daemon: ControlOptions
+  @OptionGroup var place: BitmapPlace
   @OptionGroup var choice: ExportChoice
 
   @Argument(help: "The bitmap that is changed.")
@@ -20,7 +20,7 @@ struct BitmapMerge: ParsableCommand {
   var sources: [String]
 
   func run() throws {
-    try daemon.order(
+    try place.order(
       .changeBitmap(.merge(sources: sources, target: target), export: choice.export))
   }
 }
@@ -56,7 +56,7 @@ struct BitmapRotate: ParsableCommand {
     commandName: "rotate",
     abstract: "Stop recording in one bitmap and start in another, at one moment.")
 
-  @OptionGroup var daemon: ControlOptions
+  @OptionGroup var place: BitmapPlace
   @OptionGroup var choice: ExportChoice
 
   @Argument(help: "The bitmap that records no more.")
@@ -66,7 +66,7 @@ struct BitmapRotate: ParsableCommand {
   var to: String
 
   func run() throws {
-    try daemon.order(
+    try place.order(
       .transaction(
         [.disable(name: from), .clear(name: to), .enable(name: to)], export: choice.export))
   }

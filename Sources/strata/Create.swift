@@ -22,8 +22,8 @@ struct Create: ParsableCommand {
   @Option(
     name: .short,
     help: ArgumentHelp(
-      "cluster_size=SIZE, compression_type=zlib|zstd, compat=1.1|0.10, lazy_refcounts=on|off, "
-        + "encrypt.format=luks, …",
+      "cluster_size=SIZE, compression_type=zlib|zstd, compat=1.1|0.10, data_file=PATH, "
+        + "lazy_refcounts=on|off, extended_l2=on|off, encrypt.format=luks, …",
       valueName: "name=value,…"))
   var options: [String] = []
 

@@ -18,6 +18,10 @@ struct Info: ParsableCommand {
   @Flag(name: .customLong("backing-chain"), help: "Describe the backing files too.")
   var backingChain = false
 
+  @Option(
+    help: ArgumentHelp("Describe the image at this internal snapshot.", valueName: "id-or-name"))
+  var snapshot: String?
+
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
@@ -27,11 +31,21 @@ struct Info: ParsableCommand {
   var file: String
 
   func run() throws {
+    let said = try format.map { try SourceFormat(named: $0, path: file) }
     let chain = try remote.open { remote in
-      try ImageInfo.list(
-        path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-        includesBackingChain: backingChain, takesLocks: !forceShare, remote: remote)
+      if let foreign = try SourceFormat.foreign(said: said, path: file, remote: remote) {
+        let info = try ForeignInfo(path: file, format: foreign, takesLocks: !forceShare)
+        switch output {
+        case .human: print(info.humanText, terminator: "")
+        case .json: print(backingChain ? "[\\(info.jsonText)]" : info.jsonText)
+        }
+        return [ImageInfo]()
+      }
+      return try ImageInfo.list(
+        path: file, format: said?.own, includesBackingChain: backingChain,
+        takesLocks: !forceShare, snapshot: snapshot, remote: remote)
     }
+    if chain.isEmpty { return }
     switch output {
     case .human: print(chain.map(\.humanText).joined(separator: "\n"), terminator: "")
     case .json: print(backingChain ? ImageInfo.jsonText(of: chain) : chain[0].jsonText)

@@ -14,11 +14,25 @@ struct KeyOptions: ParsableArguments {
 
   /// nil when no key was named.
   func source() throws -> KeySource? {
-    switch (keyFile, keyFd) {
+    try Self.source(keyFile, keyFd, "--key-file", "--key-fd")
+  }
+
+  /// - Parameter names: what to say when no key was named.
+  func required(_ names: String) throws -> KeySource { try source() ?? Self.missing(names) }
+
+  static func source(
+    _ path: String?, _ number: Int32?, _ pathName: String, _ numberName: String
+  ) throws -> KeySource? {
+    switch (path, number) {
     case (nil, nil): return nil
     case (let path?, nil): return KeySource(layer: nil, place: .file(path))
     case (nil, let number?): return KeySource(layer: nil, place: .descriptor(number))
-    case (.some, .some): throw ValidationError("--key-file and --key-fd exclude each other.")
+    case (.some, .some):
+      throw ValidationError("\(pathName) and \(numberName) exclude each other.")
     }
+  }
+
+  static func missing(_ names: String) throws -> KeySource {
+    throw ValidationError("There is no key: say \(names).")
   }
 }

@@ -22,6 +22,10 @@ struct Map: ParsableCommand {
   @Option(name: [.customShort("l"), .customLong("max-length")], help: "How far to go.")
   var maxLength: String?
 
+  @Option(
+    help: ArgumentHelp("Map this internal snapshot of the image.", valueName: "id-or-name"))
+  var snapshot: String?
+
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
@@ -55,10 +59,8 @@ struct Map: ParsableCommand {
     start: UInt64, _ length: UInt64?, _ remote: any RemoteOpener, isHuman: Bool,
     count: inout Int
   ) throws {
-    try ImageTools.Map.run(
-      path: file, format: try format.map { try CreateOptions.format($0, path: file) },
-      takesLocks: !forceShare, start: start, byteCountMax: length, remote: remote
-    ) { (extent, path) throws(ImageFault) in
+    let said = try format.map { try SourceFormat(named: $0, path: file) }
+    func show(_ extent: MapExtent, _ path: String) throws(ImageFault) {
       if isHuman {
         if count == 0 { print(MapExtent.humanTitle) }
         if extent.isData && extent.hostOffset == nil {
@@ -72,5 +74,13 @@ struct Map: ParsableCommand {
       }
       count += 1
     }
+    if let foreign = try SourceFormat.foreign(said: said, path: file, remote: remote) {
+      return try ImageTools.Map.run(
+        path: file, foreign: foreign, wasSaid: said != nil, takesLocks: !forceShare, start: start,
+        byteCountMax: length, extent: show)
+    }
+    try ImageTools.Map.run(
+      path: file, format: said?.own, takesLocks: !forceShare, start: start, byteCountMax: length,
+      snapshot: snapshot, remote: remote, extent: show)
   }
 }

@@ -23,6 +23,11 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Serve the disk as it was at this internal snapshot, read-only.", valueName: "id-or-name"))
+  var snapshot: String?
+
+  @Option(
+    help: ArgumentHelp(
       "How files are read and written: native (Linux AIO with O_DIRECT) or sync."
         + " (default: native)", valueName: "engine"))
   var aio: Engine?
@@ -43,6 +48,18 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Let images name this data file, which is not in their folder; may be repeated.",
+      valueName: "path"))
+  var allowDataFile: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "After a crash, bitmaps that the image keeps are wider by the rest of each region that was"
+        + " written (region), or lost (none). (default: region)", valueName: "mode"))
+  var bitmapDurability: BitmapDurability?
+
+  @Option(
+    help: ArgumentHelp(
       "File with the key of an encrypted image, or of the named one of its chain; may be repeated.",
       valueName: "[image=]path"))
   var keyFile: [String] = []
@@ -54,6 +71,12 @@ struct ExportOptions: ParsableArguments {
 
   @Flag(help: "Let clients make the disk larger (NBD_CMD_RESIZE).")
   var clientResize = false
+
+  @Option(
+    help: ArgumentHelp(
+      "Which tables of the image are guarded: none, constant, cached or all. (default: cached)",
+      valueName: "mode"))
+  var overlapCheck: OverlapCheck?
 
   @Option(
     help: ArgumentHelp("Memory for the image's tables. (default: 32M)", valueName: "bytes"))
@@ -126,13 +149,13 @@ struct ExportOptions: ParsableArguments {
   ///
   /// - Parameters:
   ///   - image: the path.
-  ///   - common: what was said for all exports, and holds where nothing is said here. Format and
-  ///     description are never common: a wrong format destroys an image.
+  ///   - common: what was said for all exports, and holds where nothing is said here. Format,
+  ///     snapshot and description are never common: a wrong format destroys an image.
   func config(image: String, name: String?, common: ExportOptions?) throws -> ExportConfig {
     let engine = aio ?? common?.aio ?? .native
     var config = ExportConfig(
       imagePath: image, format: format,
-      isReadOnly: readOnly || common?.readOnly == true,
+      isReadOnly: readOnly || common?.readOnly == true || snapshot != nil,
       engine: engine == .native ? .aio : .sync, name: name,
       description: description ?? "",
       minimumBlockByteCount: try ExportOptions.byteCount(
@@ -146,7 +169,12 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
+    config.allowedDataFiles =
+      allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
+    config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
+    config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
+    config.bitmapDurability = bitmapDurability ?? common?.bitmapDurability ?? .region
     config.keys = try keys()
     if config.keys.isEmpty, let common {
       config.keys = try common.keys()
@@ -202,4 +230,6 @@ struct ExportOptions: ParsableArguments {
 }
 
 extension ImageFormat: ExpressibleByArgument {}
+extension OverlapCheck: ExpressibleByArgument {}
 extension TLSConfig.Mode: ExpressibleByArgument {}
+extension BitmapDurability: ExpressibleByArgument {}

@@ -29,9 +29,10 @@ private struct Victim {
   /// Where tables are: all of them lie at the start of so small an image.
   private let tableByteCount: Int
 
-  init(clusterByteCount: Int, hasBase: Bool) throws {
+  init(clusterByteCount: Int, hasBase: Bool, hasSubclusters: Bool) throws {
     folder = try TemporaryFolder()
-    let options = "cluster_size=\(clusterByteCount)"
+    let options =
+      "cluster_size=\(clusterByteCount)" + (hasSubclusters ? ",extended_l2=on" : "")
     if hasBase {
       try folder.makeOverlay(baseByteCount: 300_032, byteCount: 1 << 20, options: options)
     } else {
@@ -92,8 +93,11 @@ private func use(_ bench: ImageBench, _ random: inout Sequence) throws {
 }
 
 /// Damages, opens and uses images, one for each seed.
-private func fuzz(clusterByteCount: Int, hasBase: Bool, seeds: Range<Int>) throws {
-  let victim = try Victim(clusterByteCount: clusterByteCount, hasBase: hasBase)
+private func fuzz(
+  clusterByteCount: Int, hasBase: Bool, hasSubclusters: Bool = false, seeds: Range<Int>
+) throws {
+  let victim = try Victim(
+    clusterByteCount: clusterByteCount, hasBase: hasBase, hasSubclusters: hasSubclusters)
   for seed in seeds {
     FileHandle.standardError.write(Data("seed \(seed)\n".utf8))
     alarm(30)
@@ -123,6 +127,12 @@ private func fuzz(clusterByteCount: Int, hasBase: Bool, seeds: Range<Int>) throw
   @Test func `of an overlay with clusters of 512 bytes`() async {
     await #expect(processExitsWith: .success) {
       try fuzz(clusterByteCount: 512, hasBase: true, seeds: 0..<100)
+    }
+  }
+
+  @Test func `of an overlay with subclusters`() async {
+    await #expect(processExitsWith: .success) {
+      try fuzz(clusterByteCount: 16_384, hasBase: true, hasSubclusters: true, seeds: 0..<100)
     }
   }
 }

@@ -15,7 +15,7 @@ import Testing
 private let cluster: UInt64 = 65_536
 
 /// Watches the file of an image between the operations of a flush.
-private final class Watcher {
+final class Watcher {
   let bench: ImageBench
   /// The file as it was when the last synchronisation had ended: what a power cut leaves for sure.
   private(set) var durable: [UInt8]
@@ -52,7 +52,7 @@ private final class Watcher {
 }
 
 /// A qcow2 file with 64 KiB clusters and 16-bit counts, as far as these tests need it.
-private struct PlainImage {
+struct PlainImage {
   let bytes: [UInt8]
 
   func word(_ offset: UInt64) -> UInt64 {

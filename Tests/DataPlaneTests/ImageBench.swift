@@ -3,6 +3,7 @@
 // An image with its chain and requests on it, but without sockets: requests are started, moved
 // step by step, and looked at from the inside. Reads and writes files in a temporary folder.
 
+import Bitmaps
 import BlockTypes
 import Foundation
 import ImageTools
@@ -69,29 +70,39 @@ final class ImageBench {
   var image: ImageStack
   let folder: TemporaryFolder
   let path: String
+  /// Slots of requests that a test has started; others are the image's own work.
+  private var asked: Set<Int> = []
   /// What became of requests that nobody asked about yet.
+  /// Why the last change of what the image keeps was not made.
+  private(set) var changeFault: BitmapFault?
   private var results: [Int: (error: BlockErrno, data: [UInt8])] = [:]
 
   /// Opens `name` in `folder` with all its backing files.
   init(
     _ folder: TemporaryFolder, _ name: String, format: ImageFormat = .qcow2,
     engine: ExportPlan.Engine = .sync, isReadOnly: Bool = false, cacheByteCount: Int = 1 << 20,
-    slotCount: Int = 2_000
+    slotCount: Int = 2_000, overlapCheck: OverlapCheck = .cached,
+    durability: BitmapDurability = .region
   ) throws {
     self.folder = folder
     path = folder.path(name)
+    var options = OpenChain.Options(detection: .topQcow2)
+    options.keepsBitmaps = true
     let layers = try OpenChain.open(
       path: path, format: format, access: isReadOnly ? .readOnly : .readWrite,
-      options: OpenChain.Options(detection: .topQcow2))
-    image = try ImageStack(
-      ExportPlan(
-        name: "", description: "", isReadOnly: isReadOnly,
-        layers: layers.map { layer in
-          LayerPlan(
-            storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
-            diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
-        }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
-        metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0), slotCount: slotCount)
+      options: options)
+    var plan = ExportPlan(
+      name: "", description: "", isReadOnly: isReadOnly,
+      layers: layers.map { layer in
+        LayerPlan(
+          storage: layer.storage, dataStorage: layer.dataStorage,
+          format: layer.header.map { .qcow2($0) } ?? .raw,
+          diskByteCount: layer.exactDiskByteCount, cipher: layer.cipher)
+      }, engine: engine, limits: RequestLimits(), minimumBlockByteCount: 1,
+      metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
+    plan.overlapCheck = overlapCheck
+    plan.bitmapDurability = durability
+    image = try ImageStack(plan, slotCount: slotCount)
   }
 
   // MARK: Step by step
@@ -114,6 +125,7 @@ final class ImageBench {
     guard let slot = image.prepare(command, offset, length, flags, payload: payload) else {
       throw BenchError("no slot is free")
     }
+    asked.insert(slot)
     return slot
   }
 
@@ -132,8 +144,17 @@ final class ImageBench {
 
   private func collect() {
     while let slot = image.takeFinished() {
+      if image.store.work.slot == Int32(slot) {
+        changeFault = image.commitBitmapChange(slot) { _ in nil }
+        image.retire(slot)
+        continue
+      }
       let error = image.requests.slots[slot].error
       let isRead = image.requests.slots[slot].command == .read
+      guard asked.remove(slot) != nil else {
+        image.retire(slot)
+        continue
+      }
       results[slot] = (error, isRead && error == .none ? image.payload(slot) : [])
       image.requests.slots[slot].stage = .replying
       image.retire(slot)

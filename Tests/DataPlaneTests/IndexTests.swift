@@ -13,16 +13,16 @@ import Testing
 
 @Suite struct `The index of a chain` {
   /// Three layers with clusters of 4 KiB, 64 KiB and none, the middle one shorter than the others.
-  private func threeLayers() throws -> TemporaryFolder {
+  private func threeLayers(
+    middle: String = "cluster_size=65536", top: String = "cluster_size=4096"
+  ) throws -> TemporaryFolder {
     let folder = try TemporaryFolder()
     try folder.makeRaw("base", byteCount: 3_000_320)
-    try folder.qemu(
-      "qemu-img create -q -f qcow2 -o cluster_size=65536 -b @base -F raw @middle 2000384")
+    try folder.qemu("qemu-img create -q -f qcow2 -o \(middle) -b @base -F raw @middle 2000384")
     try folder.qemuIO(
       "middle", "write -P 1 0 64k", "write -P 2 300k 100k", "write -z -u 1M 192k",
       "write -P 3 1950k 1k")
-    try folder.qemu(
-      "qemu-img create -q -f qcow2 -o cluster_size=4096 -b @middle -F qcow2 @disk 4M")
+    try folder.qemu("qemu-img create -q -f qcow2 -o \(top) -b @middle -F qcow2 @disk 4M")
     return folder
   }
 
@@ -53,7 +53,23 @@ import Testing
 
   @Test(arguments: 1...4)
   func `agrees with the layers after writes, zeroes and trims`(round: Int) throws {
-    let bench = try ImageBench(try threeLayers(), "disk")
+    try expectAgreement(try threeLayers(), unit: 4_096)
+  }
+
+  @Test(arguments: 1...4)
+  func `agrees with layers that have subclusters`(round: Int) throws {
+    let extended = "extended_l2=on,cluster_size=65536"
+    try expectAgreement(try threeLayers(middle: extended, top: extended), unit: 2_048)
+    try expectAgreement(
+      try threeLayers(middle: extended, top: "cluster_size=4096"), unit: 4_096)
+    try expectAgreement(
+      try threeLayers(
+        middle: "cluster_size=4096", top: "extended_l2=on,cluster_size=131072"), unit: 4_096)
+  }
+
+  /// - Parameter unit: what a trim forgets as a whole.
+  private func expectAgreement(_ folder: TemporaryFolder, unit: UInt64) throws {
+    let bench = try ImageBench(folder, "disk")
     var model = try bench.read(0, 4 << 20)
     for number in 0..<40 {
       let start = Int.random(in: 0..<(4 << 20) - 1)
@@ -68,7 +84,7 @@ import Testing
         #expect(try bench.call(.writeZeroes, UInt64(start), UInt64(count)) == .none)
       default:
         let whole = ByteRange(start: UInt64(start), end: UInt64(start + count))
-          .roundedIn(to: 4_096)
+          .roundedIn(to: unit)
         let gone = Int(whole.byteCount)
         model = overlay(model, at: Int(whole.start), with: zeroes(gone))
         #expect(try bench.call(.trim, UInt64(start), UInt64(count)) == .none)

@@ -12,7 +12,8 @@ enum FuzzTarget: String, CaseIterable {
   case replies = "Replies"
   case addresses = "NBDURI"
   case json = "JSON"
-  case image = "Image"
+  case encryption = "LUKS"
+  case foreignImages = "ForeignImages"
 
   func run(_ bytes: [UInt8]) {
     switch self {
@@ -22,7 +23,8 @@ enum FuzzTarget: String, CaseIterable {
     case .replies: fuzzReplies(bytes)
     case .addresses: fuzzAddress(bytes)
     case .json: fuzzJSON(bytes)
-    case .image: fuzzImage(bytes)
+    case .encryption: fuzzEncryptionHeader(bytes)
+    case .foreignImages: fuzzForeignImage(bytes)
     }
   }
 }

@@ -13,6 +13,7 @@ import Testing
     "-f qcow2 -o cluster_size=512 image 10G", "-f qcow2 -o cluster_size=2M image 10T",
     "-f qcow2 -o compat=0.10 image 1G", "-f qcow2 -o refcount_bits=1,lazy_refcounts=on image 1G",
     "-f qcow2 -o compression_type=zstd image 1G",
+    "-f qcow2 -o extended_l2=on image 1G", "-f qcow2 -o extended_l2=on,cluster_size=16k image 1G",
     "-f qcow2 -o refcount_bits=64,cluster_size=4k image 100G", "-f qcow2 -o compat=v3 image 1.5G",
   ]
 
@@ -58,7 +59,7 @@ import Testing
 
   @Test func `can be written by QEMU and stays clean`() throws {
     let bench = try Workbench()
-    for clusterSize in ["512", "4k", "64k", "2M"] {
+    for clusterSize in ["512", "4k", "64k", "2M", "16k,extended_l2=on", "64k,extended_l2=on"] {
       try bench.strata("create -q -f qcow2 -o cluster_size=\(clusterSize) image 100M")
       try bench.make(["qemu-io -c write_0_20M -c write_77M_5M image"])
       #expect(try bench.run("qemu-img check image").exitCode == 0)
@@ -93,7 +94,8 @@ import Testing
     ("-f qcow2 -o compat=0.9 image 1G", "compat"),
     ("-f qcow2 -o compat=0.10,lazy_refcounts=on image 1G", "lazy_refcounts"),
     ("-f qcow2 -o compat=0.10,refcount_bits=8 image 1G", "refcount_bits"),
-    ("-f qcow2 -o extended_l2=on image 1G", "extended_l2"),
+    ("-f qcow2 -o extended_l2=on,compat=0.10 image 1G", "extended_l2"),
+    ("-f qcow2 -o extended_l2=on,cluster_size=8k image 1G", "16 KiB"),
     ("-f qcow2 -o compression_type=lzma image 1G", "compression_type"),
     ("-f qcow2 -o compat=0.10,compression_type=zstd image 1G", "compression_type"),
     ("-f qcow2 -b base.raw image", "format"), ("-f qcow2 -b gone -F raw image", "No such file"),

@@ -64,6 +64,11 @@ final class CorpusCopy {
 
   var path: String { temporary.path("\(image.folder)/\(image.name)") }
 
+  /// Runs a tool in the image's folder: QEMU looks for a data file where it runs itself.
+  func runInside(_ words: String...) throws {
+    try runTool("env", ["-C", temporary.path(image.folder)] + words)
+  }
+
   func serve(_ arguments: String...) throws -> Daemon {
     let socket = temporary.path("nbd.sock")
     return try Daemon(

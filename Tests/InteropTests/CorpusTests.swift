@@ -14,7 +14,8 @@ import Testing
     let before = try run("sha256sum", copy.path)
     let daemon = try copy.serve("--read-only")
     // What is served over NBD and what QEMU makes of the file are the same disk.
-    try run("qemu-img", "compare", "-f", "raw", "-F", image.format, daemon.uri, "-U", copy.path)
+    try copy.runInside(
+      "qemu-img", "compare", "-f", "raw", "-F", image.format, daemon.uri, "-U", copy.path)
     #expect(daemon.stop() == 0, Comment(rawValue: daemon.errorText))
     #expect(try run("sha256sum", copy.path) == before)
   }
@@ -23,16 +24,17 @@ import Testing
   func `takes writes that QEMU reads back, and stays clean`(_ image: CorpusImage) throws {
     let copy = try CorpusCopy(image)
     let expected = copy.temporary.path("expected.raw")
-    try run("qemu-img", "convert", "-f", image.format, "-O", "raw", copy.path, expected)
+    try copy.runInside("qemu-img", "convert", "-f", image.format, "-O", "raw", copy.path, expected)
     let daemon = try copy.serve()
     // The same requests to the export and, by QEMU's own block layer, to a raw copy.
     let size = try Int(run("stat", "-c", "%s", expected).trimmingCharacters(in: .newlines)) ?? 0
     for target in [daemon.uri, expected] { try mangle(target, size: size) }
     try run("qemu-img", "compare", "-f", "raw", "-F", "raw", daemon.uri, expected)
     #expect(daemon.stop() == 0, Comment(rawValue: daemon.errorText))
-    try run("qemu-img", "compare", "-f", "raw", "-F", image.format, expected, copy.path)
+    try copy.runInside(
+      "qemu-img", "compare", "-f", "raw", "-F", image.format, expected, copy.path)
     if image.format == "qcow2" {
-      try run("qemu-img", "check", "-f", "qcow2", copy.path)
+      try copy.runInside("qemu-img", "check", "-f", "qcow2", copy.path)
     }
   }
 

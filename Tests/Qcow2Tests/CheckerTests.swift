@@ -53,23 +53,31 @@ struct MemoryImage {
     return start..<(start + clusterByteCount)
   }
 
-  var checker: Checker<ImageError> {
-    get throws {
-      let bytes = bytes
-      return try Checker(
-        header: header, fileByteCount: UInt64(bytes.count),
-        allocatedByteCount: UInt64(bytes.count),
-        read: { (offset, byteCount) throws(ImageError) in
-          guard offset < bytes.count else { return [] }
-          return Array(bytes[Int(offset)..<min(bytes.count, Int(offset) + byteCount)])
-        }, fault: { $0 }, finding: { _ in })
-    }
+  func checker(
+    memoryByteCountMax: Int = 64 << 20, finding: @escaping (CheckFinding) -> Void = { _ in }
+  ) -> Checker<ImageError> {
+    let bytes = bytes
+    return Checker(
+      header: header, fileByteCount: UInt64(bytes.count), allocatedByteCount: UInt64(bytes.count),
+      memoryByteCountMax: memoryByteCountMax,
+      read: { (offset, byteCount) throws(ImageError) in
+        guard offset < bytes.count else { return [] }
+        return Array(bytes[Int(offset)..<min(bytes.count, Int(offset) + byteCount)])
+      }, fault: { $0 }, finding: finding)
   }
 
   func check() throws -> CheckReport {
-    var checker = try checker
+    var checker = checker()
     try checker.run()
     return checker.report
+  }
+
+  /// The texts of what a check finds.
+  func findings() throws -> [String] {
+    var texts: [String] = []
+    var checker = checker { texts.append($0.text) }
+    try checker.run()
+    return texts
   }
 }
 
@@ -182,27 +190,104 @@ struct MemoryImage {
   }
 }
 
+@Suite struct `Places and rules of findings` {
+  @Test func `are in the message of a damaged L2 entry`() throws {
+    var (image, l2, _) = try `The checker`.imageWithData()
+    image.bytes.put(UInt64(0x200) | 1 << 63, at: l2 + 24)
+    let text = try #require(try image.findings().first)
+    #expect(text.contains("L2 entry 3 of the table at host offset \(l2) (guest offset 12288)"))
+    #expect(text.contains("is not aligned"))
+    #expect(text.contains("(qcow2.rst, \"Standard Cluster Descriptor\")"))
+  }
+
+  @Test func `are in the message of a damaged L1 entry`() throws {
+    var image = try `The checker`.imageWithData().image
+    let l1 = Int(image.header.l1TableOffset.byteOffset)
+    image.bytes.put(UInt64(1) << 40, at: l1 + 8)
+    let text = try #require(try image.findings().first)
+    #expect(text.contains("L1 entry 1 (0x10000000000 at host offset \(l1 + 8)) names an L2 table"))
+  }
+
+  @Test func `name both of two tables that lie on each other though the counts agree`() throws {
+    var (image, l2, _) = try `The checker`.imageWithData()
+    let table = Int(image.header.l1TableOffset.byteOffset)
+    image.bytes.put(UInt64(table), at: l2 + 8)
+    image.setCount(2, of: table / image.clusterByteCount)
+    let texts = try image.findings()
+    #expect(texts.count == 1)
+    #expect(texts.first?.contains("lies on the L1 table (host offset \(table))") == true)
+    #expect(try image.check().tableCorruptionCount == 1)
+  }
+}
+
 @Suite struct `Counts of clusters` {
-  @Test func `take no more memory than they may, however far apart the clusters are`() throws {
-    // A page and a region take 3 KiB, so 64 KiB hold 21 lonely counts.
-    var counts = try ClusterCounts(clusterCount: 1 << 36, byteCountMax: 64 << 10)
-    for index: UInt64 in 0..<21 { try counts.add(1, to: index << 20) }
-    #expect(throws: ImageError.self) { try counts.add(1, to: 21 << 20) }
-    #expect(counts[20 << 20] == 1)
-    #expect(counts.isEmpty(in: (20 << 20) + 1..<(1 << 36)))
-    #expect(!counts.isEmpty(in: 0..<(1 << 36)))
-  }
-
-  @Test func `stay at their largest value`() throws {
-    var counts = try ClusterCounts(clusterCount: 1, byteCountMax: 64 << 10)
-    #expect(try counts.add(.max, to: 0) == .max)
-    #expect(try counts.add(1, to: 0) == .max)
-  }
-
-  @Test func `of a file with too many clusters are refused`() {
-    #expect(throws: ImageError.self) {
-      try ClusterCounts(clusterCount: (1 << 36) + 1, byteCountMax: 64 << 10)
+  @Test func `take less of the file when memory does not suffice, and nothing is lost`() {
+    // Each page of 4096 counts takes 8 KiB; the directory of 2^24 clusters 16 KiB.
+    var counts = ClusterCounts(clusterCount: 1 << 24, byteCountMax: 96 << 10)
+    for index: UInt64 in 0..<100 { counts.add(1, to: (index << 16)..<(index << 16) + 1) }
+    #expect(counts.window.upperBound < 100 << 16)
+    for index: UInt64 in 0..<100 where counts.window.contains(index << 16) {
+      #expect(counts[index << 16] == 1)
     }
+    #expect(counts.window.upperBound.isMultiple(of: 4096))
+    let end = counts.window.upperBound
+    let second = ClusterCounts(from: end, clusterCount: 1 << 24, byteCountMax: 96 << 10)
+    #expect(second.window == end..<1 << 24)
+  }
+
+  @Test func `count one step however little memory there is`() {
+    var counts = ClusterCounts(clusterCount: 1 << 20, step: 1 << 16, byteCountMax: 1)
+    counts.add(1, to: 0..<1 << 20)
+    #expect(counts.window == 0..<1 << 16)
+    #expect(counts[65_535] == 1)
+  }
+
+  @Test func `grow wide where a byte does not suffice, and stay at their largest value`() {
+    var counts = ClusterCounts(clusterCount: 1, byteCountMax: 64 << 10)
+    for _ in 0..<300 { counts.add(1, to: 0..<1) }
+    #expect(counts[0] == 300)
+    counts.add(.max, to: 0..<1)
+    #expect(counts[0] == UInt64(UInt32.max))
+  }
+
+  @Test func `tell what cannot share a cluster`() {
+    var counts = ClusterCounts(clusterCount: 10, byteCountMax: 64 << 10)
+    #expect(counts.add(1, to: 1..<3, as: .table) == [])
+    #expect(counts.add(1, to: 0..<4, as: .data) == [1, 2])
+    #expect(counts.add(1, to: 5..<6, as: .l2Table) == [])
+    #expect(counts.add(1, to: 5..<6, as: .l2Table) == [])
+    #expect(counts.add(1, to: 5..<6, as: .data) == [5])
+    #expect(counts.add(1, to: 3..<4, as: .refcountBlock) == [3])
+  }
+
+  @Test(arguments: [1, 2, 3]) func `give the same report in one pass and in many`(
+    _ clusterBits: Int
+  ) throws {
+    var image = try MemoryImage(
+      clusterBits: 9, refcountOrder: 6, diskByteCount: UInt64(8 << clusterBits) << 20)
+    var random = SplitMix(state: UInt64(clusterBits))
+    // 64 counts a block: windows end at 4096 clusters.
+    for _ in 0..<6000 { image.bytes += [UInt8](repeating: 0, count: 512) }
+    let clusters = UInt64(image.bytes.count / 512)
+    for index in 0..<image.header.l1EntryCount where index % 3 == 0 {
+      let table = 1 + random.next() % (clusters - 1)
+      image.bytes.put(
+        table << 9 | (random.next() % 2) << 63,
+        at: Int(image.header.l1TableOffset.byteOffset) + 8 * index)
+      for entry in 0..<64 where entry % 5 == 0 {
+        image.bytes.put(
+          (random.next() % clusters) << 9 | (random.next() % 2) << 63,
+          at: Int(table) << 9 + 8 * entry)
+      }
+    }
+    var one = image.checker()
+    try one.run()
+    var many = image.checker(memoryByteCountMax: 1)
+    try many.run()
+    #expect(one.isLastWindow)
+    #expect(many.counts.window.lowerBound > 0)
+    #expect(one.report == many.report)
+    #expect(one.report.corruptionCount > 100)
   }
 }
 
@@ -213,19 +298,22 @@ struct MemoryImage {
   ) throws {
     var image = try MemoryImage(
       clusterBits: clusterBits, refcountOrder: refcountOrder, diskByteCount: 1 << 22)
-    let fileByteCount = UInt64(image.bytes.count)
-    var checker = try image.checker
-    try checker.countReferences()
-    let plan = try RefcountPlan(
-      counts: checker.counts, geometry: image.header.geometry, fileByteCount: fileByteCount)
-    for position in plan.blockIndices.indices {
-      #expect(Int(plan.blockOffset(at: position).byteOffset) == image.bytes.count)
-      image.bytes += plan.blockBytes(at: position)
+    let geometry = image.header.geometry
+    var checker = image.checker()
+    try checker.forEachWindow(withStructure: false) { (checker) throws(ImageError) in
+      let perBlock = geometry.refcountBlockEntryCount
+      let plan = try RefcountPlan(
+        blocks: Set(checker.counts.blockStarts(perBlock).map { $0 / perBlock }),
+        firstFreeCluster: UInt64(image.bytes.count >> clusterBits), geometry: geometry)
+      for position in plan.blockIndices.indices {
+        #expect(Int(plan.blockOffset(at: position).byteOffset) == image.bytes.count)
+        image.bytes += plan.blockBytes(at: position, counts: checker.counts)
+      }
+      #expect(Int(plan.tableOffset.byteOffset) == image.bytes.count)
+      image.bytes += plan.tableBytes()
+      image.header.refcountTableOffset = plan.tableOffset
+      image.header.refcountTableClusterCount = Int(plan.tableClusterCount)
     }
-    #expect(Int(plan.tableOffset.byteOffset) == image.bytes.count)
-    image.bytes += plan.tableBytes()
-    image.header.refcountTableOffset = plan.tableOffset
-    image.header.refcountTableClusterCount = Int(plan.tableClusterCount)
     #expect(try image.check().isClean)
   }
 }

@@ -36,7 +36,8 @@ import Testing
 
 @Suite struct `The options of strata` {
   @Test(arguments: [
-    "create", "info", "check", "map", "status", "exports", "clients", "kick", "reload", "resize",
+    "create", "convert", "info", "check", "map", "status", "exports", "clients", "kick", "reload",
+    "resize",
     "attach", "detach", "lint",
   ])
   func `are all in the manual page`(verb: String) throws {

@@ -110,8 +110,8 @@ import Testing
       #"the value of "granularity" is no number of bytes"#
     ),
     (
-      #"{"ask":"bitmap-add","name":"a","granularity":1024,"persistent":true}"#,
-      #"bitmap-add has no member "persistent""#
+      #"{"ask":"bitmap-add","name":"a","granularity":1024,"eternal":true}"#,
+      #"bitmap-add has no member "eternal""#
     ),
     (
       #"{"ask":"bitmap-add","name":"a","granularity":1000}"#,

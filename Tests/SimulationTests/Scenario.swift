@@ -71,7 +71,9 @@ struct Scenario {
       min(clusters * clusterByteCount, 1 << 20)
       - (random.chance(30) ? 512 : 0)
     baseByteCount = (diskByteCount * UInt64(random.pick([3, 4, 5])) / 4).alignedDown(to: 512)
-    blockByteCount = random.pick(clusterBits < 12 ? [1, 512] : [1, 512, 4096])
+    // No block is larger than what has a place of its own.
+    let blocks: [UInt64] = clusterBits < 12 || hasSubclusters ? [1, 512] : [1, 512, 4096]
+    blockByteCount = random.pick(blocks)
     requestCount = random.pick([15, 30, 60])
     requestsAtOnceMax = random.pick([1, 3, 8])
     hold = random.chance(40) ? .nothing : random.pick(Hold.allCases)

@@ -126,9 +126,11 @@ struct SimulatedMachine: RemoteOpener {
   /// The findings of the product's check that a power cut may not leave, and the count of leaks.
   func check() throws -> (faults: [String], leakCount: Int) {
     var faults: [String] = []
-    let outcome = try Check.run(
-      path: "disk", format: .qcow2, repair: .none, takesLocks: false, remote: self
-    ) { finding in
+    var options = Check.Options()
+    options.format = .qcow2
+    options.takesLocks = false
+    options.remote = self
+    let outcome = try Check.run(path: "disk", options: options) { finding in
       if finding.severity == .corruption { faults.append(finding.text) }
     }
     if faults.isEmpty, outcome.report.corruptionCount > 0 { faults.append("corruptions") }

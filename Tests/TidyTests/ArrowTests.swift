@@ -11,6 +11,7 @@ private let arrows: [String: Set<String>] = [
   "NBDProtocol": ["BlockTypes"],
   "Qcow2": ["BlockTypes"],
   "Bitmaps": ["BlockTypes"],
+  "ForeignImages": ["BlockTypes"],
   "LinuxIO": ["BlockTypes", "CAio", "CLinux", "Synchronization"],
   "Sandbox": ["BlockTypes", "CCapNG", "CLinux"],
   "TLS": ["BlockTypes", "CGnuTLS"],
@@ -23,7 +24,11 @@ private let arrows: [String: Set<String>] = [
   // The mailbox between tasks and a connection's thread is a mutex.
   "NBDClient": ["BlockTypes", "NBDProtocol", "LinuxIO", "TLS", "Synchronization"],
   "KernelNBD": ["NBDProtocol", "LinuxIO"],
-  "ImageTools": ["BlockTypes", "Qcow2", "LinuxIO", "Compression", "Encryption"],
+  // A conversion's threads share its plan behind a mutex.
+  "ImageTools": [
+    "BlockTypes", "Qcow2", "ForeignImages", "LinuxIO", "Compression", "Encryption",
+    "Synchronization",
+  ],
   // No NBDProtocol: the judge has its own numbers and codecs (tools/decisions/0014).
   "NBDLint": ["LinuxIO", "TLS", "ImageTools"],
   "Control": [
@@ -36,7 +41,7 @@ private let arrows: [String: Set<String>] = [
   ],
   "strata": [
     "Control", "ImageTools", "NBDClient", "KernelNBD", "NBDLint", "NBDProtocol", "LinuxIO", "TLS",
-    "BlockTypes", "Bitmaps", "Qcow2", "Synchronization", "ArgumentParser",
+    "BlockTypes", "Bitmaps", "Qcow2", "ForeignImages", "Synchronization", "ArgumentParser",
   ],
 ]
 

@@ -23,6 +23,12 @@ def features():
         cells[f"refcounts-{bits}"] = Feature(cluster=512 if bits in (8, 64) else 4096, options=f",refcount_bits={bits}")
     for cluster in (16384, 65536, 2097152):
         cells[f"subclusters-{cluster}"] = Feature(cluster=cluster, options=",extended_l2=on", base="qcow2")
+    extended = ",extended_l2=on"
+    cells["subclusters-alone"] = Feature(options=extended, resizes=8)
+    cells["subclusters-packed"] = Feature(cluster=16384, options=extended, packed=True)
+    cells["subclusters-preallocated"] = Feature(options=extended + ",preallocation=metadata", base="raw")
+    cells["subclusters-snapshots"] = Feature(cluster=16384, options=extended, base="qcow2",
+                                             prepare=("qemu-img snapshot -c one {image}",))
     cells["version-2"] = Feature(cluster=4096, options=",compat=0.10", base="raw")
     cells["lazy-refcounts"] = Feature(cluster=4096, options=",lazy_refcounts=on", base="qcow2")
     cells["resize"] = Feature(cluster=4096, resizes=8)

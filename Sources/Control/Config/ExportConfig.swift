@@ -29,13 +29,21 @@ public struct ExportConfig: Sendable {
   public var access: AccessConfig
   /// Which servers the image's backing files may be kept by.
   public var remote = RemotePolicy()
+  /// Data files that images may name besides those in their own folders.
+  public var allowedDataFiles: [String] = []
   /// Clients may make the disk larger.
   public var clientsMayResize = false
+  /// Which of the image's own tables are guarded against being overwritten.
+  public var overlapCheck = OverlapCheck.cached
+  /// Id or name of an internal snapshot that is served in the place of the disk, read-only.
+  public var snapshot: String?
   /// Where the keys of encrypted images are.
   public var keys: [KeySource] = []
   /// They were said for all exports, of which some may need none.
   public var keysAreCommon = false
-  /// The dirty bitmaps to begin with.
+  /// What becomes of bitmaps that the image keeps when the process ends without notice.
+  public var bitmapDurability = BitmapDurability.region
+  /// The dirty bitmaps to begin with, beside those of the image.
   public var bitmaps: [BitmapConfig] = []
 
   public init(

@@ -18,7 +18,8 @@ extension BitmapAction {
         granularityByteCount: UInt64(
           try request.number(
             "granularity", "number of bytes", ifMissing: Int64(DirtyBitmap.defaultGranularity))),
-        isEnabled: !(try request.flag("disabled")))
+        isEnabled: !(try request.flag("disabled")),
+        isPersistent: try request.flag("persistent"))
     case "bitmap-remove": self = .remove(name: try request.text("name", Self.nameNoun))
     case "bitmap-clear": self = .clear(name: try request.text("name", Self.nameNoun))
     case "bitmap-enable": self = .enable(name: try request.text("name", Self.nameNoun))
@@ -46,10 +47,11 @@ extension BitmapAction {
       json.field("name", name)
     }
     switch self {
-    case .add(let name, let granularityByteCount, let isEnabled):
+    case .add(let name, let granularityByteCount, let isEnabled, let isPersistent):
       write("bitmap-add", name)
       json.field("granularity", granularityByteCount)
       if !isEnabled { json.field("disabled", true) }
+      if isPersistent { json.field("persistent", true) }
     case .remove(let name): write("bitmap-remove", name)
     case .clear(let name): write("bitmap-clear", name)
     case .enable(let name): write("bitmap-enable", name)

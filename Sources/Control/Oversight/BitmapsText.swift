@@ -15,9 +15,13 @@ public enum BitmapsText {
 
   private static func row(_ bitmap: JSONValue) -> [String] {
     let clients = bitmap["clients"]?.elements?.compactMap(\.integer) ?? []
-    let state =
-      (bitmap["enabled"]?.bool == true ? "recording" : "disabled")
-      + (bitmap["frozen"]?.bool == true ? ", frozen" : "")
+    let words: [(String, Bool)] = [
+      (bitmap["enabled"]?.bool == true ? "recording" : "disabled", bitmap["unusable"] == nil),
+      ("unusable", bitmap["unusable"] != nil), ("frozen", bitmap["frozen"]?.bool == true),
+      ("persistent", bitmap["persistent"]?.bool == true),
+      ("recovered (may be wider)", bitmap["recovered"]?.bool == true),
+    ]
+    let state = words.filter(\.1).map(\.0).joined(separator: ", ")
     return [
       bitmap["name"]?.text ?? "?", StatusText.bytes(bitmap, "granularity"), state,
       StatusText.bytes(bitmap, "dirty-bytes"), StatusText.bytes(bitmap, "memory-bytes"),

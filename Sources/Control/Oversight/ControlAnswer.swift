@@ -66,6 +66,7 @@ enum ControlAnswer: Sendable {
     json.field("export", status.name)
     json.field("disk-bytes", status.diskByteCount)
     json.field("read-only", status.isReadOnly)
+    if let damage = status.damage { json.field("damage", damage) }
     json.field("uptime-seconds", status.uptimeNanoseconds / 1_000_000_000)
     json.beginObject("connections")
     json.field("now", status.connectionCount)
@@ -148,6 +149,9 @@ enum ControlAnswer: Sendable {
     json.beginObject()
     json.field("name", bitmap.name)
     json.field("granularity", bitmap.granularityByteCount)
+    json.field("persistent", bitmap.isPersistent)
+    if bitmap.isRecovered { json.field("recovered", true) }
+    if let reason = bitmap.unusableReason { json.field("unusable", reason) }
     json.field("enabled", bitmap.isEnabled)
     json.field("frozen", bitmap.isFrozen)
     json.field("dirty-bytes", bitmap.dirtyByteCount)

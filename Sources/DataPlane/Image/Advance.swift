@@ -22,11 +22,13 @@ extension ImageStack {
     switch requests.slots[index].command {
     case .read: startRead(index)
     case .write:
-      recordChange(index)
+      let mustWait = recordChange(index)
       startWrite(index)
+      if mustWait { requests.slots[index].holdForMarks() }
     case .writeZeroes, .trim:
-      recordChange(index)
+      let mustWait = recordChange(index)
       startZero(index)
+      if mustWait { requests.slots[index].holdForMarks() }
     case .flush: requests.slots[index].stage = isReadOnly ? .finished : .awaitingFlush
     case .blockStatus: startStatus(index)
     // Prefetching through O_DIRECT would warm nothing: the advice is taken and ignored.
@@ -41,6 +43,7 @@ extension ImageStack {
   /// Lets all requests that can move do so, until every one waits.
   mutating func runReady() {
     while let index = ready.popFirst(&requests.slots) { advance(index) }
+    if !store.waiters.isEmpty { pushMarks() }
   }
 
   private mutating func advance(_ index: Int) {
@@ -51,6 +54,7 @@ extension ImageStack {
       let progress: Progress
       switch requests.slots[index].stage {
       case .scanning: progress = scanOn(index)
+      case .awaitingMarks: progress = awaitMarks(index)
       case .claiming: progress = claim(index)
       case .readingHeadEdge, .readingTailEdge: progress = mergeEdge(index)
       case .placing: progress = place(index)
@@ -71,6 +75,7 @@ extension ImageStack {
       case .awaitingFlush: progress = joinFlush(index)
       case .releasing: progress = release(index)
       case .resizing: progress = resizeOn(index)
+      case .storingBitmaps: progress = storeBitmaps(index)
       case .unwinding: progress = unwind(index)
       case .finished:
         finish(index)
@@ -86,6 +91,11 @@ extension ImageStack {
     precondition(requests.slots[index].inFlightCount == 0, "a request finished with I/O in flight")
     dropClaim(index)
     if resize.slot == Int32(index) { endResize(index) }
+    if store.work.slot == Int32(index), requests.slots[index].error != .none,
+      !store.work.isOrdered
+    {
+      abandonBitmapWork(index)
+    }
     finished.append(index, &requests.slots)
     wakeReleases()
   }
@@ -153,6 +163,7 @@ extension ImageStack {
     }
     if tookAny {
       pumpFlush()
+      pumpMarks()
       ready.append(contentsOf: &queueWaiters, &requests.slots)
       ready.append(contentsOf: &cacheWaiters, &requests.slots)
     }
@@ -177,6 +188,7 @@ extension ImageStack {
         flush.syncFailed = true
       }
       return flushOperationDone(kind, error)
+    case .markWrite, .markSync: return markOperationDone(kind, tag.index, error)
     case .poolForSlot, .poolForGrowth:
       preconditionFailure("a pool completion came from the disk queue")
     }

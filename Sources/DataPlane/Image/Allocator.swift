@@ -79,6 +79,7 @@ extension ImageStack {
   mutating func takeClusters(_ index: Int, _ wanted: Int) -> Taken {
     let geometry = layers[0].geometry
     let entryBits = UInt64(geometry.clusterBits + 3 - geometry.refcountOrder)
+    if overlapGuard.isTripped { return .failed(.io) }
     while true {
       let cluster = allocator.searchCluster
       let blockIndex = Int(cluster >> entryBits)
@@ -88,7 +89,9 @@ extension ImageStack {
         if let blocked = makeRefcountBlock(index, blockIndex) { return blocked }
         continue
       }
-      guard Allocator.isPlace(block, geometry) else { return .failed(.io) }
+      guard Allocator.isPlace(block, geometry) else {
+        return .failed(declareDamage("entry \(blockIndex) of the refcount table is \(block)"))
+      }
       let place = CountPlace(cluster: cluster, block: block, geometry: geometry)
       guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
         _ = waitForTable(index, 0, place.pageOffset, .refcount, 0)
@@ -141,7 +144,12 @@ extension ImageStack {
   ) -> Taken {
     let cluster = allocator.searchCluster
     let clusterByteCount = geometry.clusterByteCount
-    guard !holdsTables(cluster, geometry) else { return .failed(.io) }
+    if mayHoldTables(cluster, geometry), let holder = holder(of: cluster, geometry) {
+      return .failed(
+        declareDamage(
+          "the cluster at host offset \(cluster * clusterByteCount) is counted as free and holds "
+            + holder))
+    }
     let isFresh = cluster >= allocator.freshCluster
     var limit = min(wanted, place.countsPerPage - first)
     if !isFresh { limit = min(limit, Int(clamping: allocator.freshCluster - cluster)) }
@@ -149,7 +157,7 @@ extension ImageStack {
     let buffer = cache.pages[page].buffer
     var count = 1
     buffer.withSpan(0, geometry.pageByteCount) { span in
-      while count < limit, !holdsTables(cluster + UInt64(count), geometry),
+      while count < limit, !mayHoldTables(cluster + UInt64(count), geometry),
         Refcount.load(span, at: first + count, order: order) == 0
       {
         count += 1
@@ -184,7 +192,13 @@ extension ImageStack {
     let end = host + geometry.clusterByteCount
     if end > allocator.fileByteCount { return growFile(index, to: end) }
     // A table where nothing should be in use: the refcount table is damaged.
-    guard !holdsTables(cluster, geometry), cache.find(0, host) == nil else { return .failed(.io) }
+    if mayHoldTables(cluster, geometry), let holder = holder(of: cluster, geometry) {
+      return .failed(
+        declareDamage("no refcount block counts the cluster at host offset \(host), \(holder)"))
+    }
+    guard cache.find(0, host) == nil else {
+      return .failed(declareDamage("no refcount block counts the table at host offset \(host)"))
+    }
     let isFresh = cluster >= allocator.freshCluster
     guard disks.hasRoom else {
       _ = waitForQueue(index)
@@ -212,6 +226,7 @@ extension ImageStack {
     }
     cache.markDirty(page)
     allocator.table[blockIndex] = host
+    overlapGuard.refcountBlocks.insert(cluster)
     allocator.markTableDirty(blockIndex, pageByteCount: pageByteCount)
     allocator.freshCluster = max(allocator.freshCluster, cluster + 1)
     allocator.keptByteCount = max(allocator.keptByteCount, end)

@@ -15,7 +15,10 @@ extension ImageStack {
   mutating func claim(_ index: Int) -> Progress {
     let offset = requests.slots[index].offset
     let end = offset + requests.slots[index].length
-    let isSerialising = !offset.isAligned(to: alignment) || !end.isAligned(to: alignment)
+    // Zeroes in a data file and the entries that tell of them have to agree at the end.
+    let isSerialising =
+      !offset.isAligned(to: alignment) || !end.isAligned(to: alignment)
+      || layers[0].hasDataFile && requests.slots[index].command != .write
     if isSerialising || serialisingClaimCount > 0, hasConflict(index, isSerialising) {
       claimWaiters.append(index, &requests.slots)
       return .waits

@@ -6,13 +6,16 @@
 // A flush takes a cut: it copies every changed table page at one instant and then writes the
 // copies in three steps, each made durable before the next.
 //
-//     1  refcount blocks, and L2 tables that no L1 entry on disk names yet   (with all data)
+//     1  refcount blocks, and L2 tables that no L1 entry on disk names yet   (with all data, also
+//        that in an external data file)
 //     2  the refcount table, where blocks were added
 //     3  L2 tables that the disk knows, and the L1 table
 //
 // So data is durable before its mapping, a count before what it counts, and a table before what
-// names it. Clusters that the cut forgot are released after step 3 (Release.swift). Changes made
-// while a flush runs belong to the next one. Spec: proto.md, "NBD_CMD_FLUSH".
+// names it. The bits of subclusters are part of the mapping: one that is in a copy was set after
+// its bytes had been written, and so before the sync of step 1. Clusters that the cut forgot are
+// released after step 3 (Release.swift). Changes made while a flush runs belong to the next one.
+// Spec: proto.md, "NBD_CMD_FLUSH".
 
 import BlockTypes
 import LinuxIO
@@ -88,6 +91,7 @@ extension ImageStack {
   /// Starts a flush when one is wanted and none runs. Called once a tick, so that all requests of
   /// a tick share it.
   mutating func startFlushIfWanted() {
+    if overlapGuard.isUnmarked { markCorrupt() }
     guard !flush.isRunning, !flush.waiting.isEmpty || flush.isWanted else { return }
     flush.isWanted = false
     flush.answers = flush.waiting
@@ -212,19 +216,23 @@ extension ImageStack {
     guard flush.inFlightCount == 0 else { return }
     if flush.error != .none {
       endFlush()
-    } else if flush.nextCopy == count, disks.hasRoom {
+    } else if flush.nextCopy == count, disks.availableCount > 1 {
       disks.queueFlush(file: layers[0].file, tag: IOTag(.flushSync, 0).rawValue)
       flush.syncIsQueued = true
       flush.inFlightCount = 1
+      // What a later step names may lie in the data file.
+      guard layers[0].hasDataFile, flush.phase == .unreferenced else { return }
+      disks.queueFlush(file: layers[0].dataFile, tag: IOTag(.flushSync, 0).rawValue)
+      flush.inFlightCount = 2
     }
   }
 
   mutating func flushOperationDone(_ kind: IOTag.Kind, _ error: BlockErrno) {
     flush.inFlightCount -= 1
     if error != .none, flush.error == .none { flush.error = error }
-    guard kind == .flushSync else { return }
+    guard kind == .flushSync, flush.inFlightCount == 0 else { return }
     flush.syncIsQueued = false
-    if error != .none {
+    if flush.error != .none {
       endFlush()
       return
     }

@@ -11,4 +11,6 @@ struct ImageCounters {
   var allocatedClusterCount: UInt64 = 0
   /// System calls to hand work to the blocking pool and to learn of its end.
   var poolCallCount: UInt64 = 0
+  /// Rounds in which regions were marked for persistent bitmaps.
+  var markRoundCount: UInt64 = 0
 }

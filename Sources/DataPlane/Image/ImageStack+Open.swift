@@ -20,18 +20,21 @@ extension ImageStack {
     // Through the page cache, as it is opened: these reads are not aligned.
     let tables = try plan.layers.map { layer throws(ImageError) in try layer.readL1Table() }
     let allocator = try Allocator(plan)
+    let overlapGuard = try OverlapGuard(plan, l1: tables[0], refcountTable: allocator.table)
     var bitmaps = BitmapSet(
       diskByteCount: plan.diskByteCount, countMax: MetaContext.dirtyBitmapsMax)
+    let store = try BitmapStore.load(plan, into: &bitmaps)
     try bitmaps.perform(plan.bitmapActions)
     let block = try ImageStack.blockByteCount(plan)
     let direct = plan.engine == .aio ? ImageStack.chooseAlignment(plan, block) : nil
     var disks = try DiskQueue(engine: plan.engine == .aio ? .aio : .sync)
-    for layer in plan.layers {
-      if layer.storage.file.remote != nil {
-        _ = try disks.addRemote(layer.storage)
+    // The data files come behind the layers, so that a layer and its file have one number.
+    let dataStorages = plan.layers.compactMap(\.dataStorage)
+    for storage in plan.layers.map(\.storage) + dataStorages {
+      if storage.file.remote != nil {
+        _ = try disks.addRemote(storage)
       } else {
-        _ = disks.add(
-          layer.storage, direct: direct != nil, byteCount: try layer.storage.file.byteCount())
+        _ = disks.add(storage, direct: direct != nil, byteCount: try storage.file.byteCount())
       }
     }
     let ciphers = plan.layers.map { $0.cipher.map { disks.add($0) } ?? -1 }
@@ -42,17 +45,23 @@ extension ImageStack {
     }
 
     requests = RequestTable(slotCount: slotCount)
+    var dataFile = tables.count - 1
     layers = FixedArray(count: tables.count) {
-      Layer(plan.layers[$0], file: $0, cipher: ciphers[$0], l1: tables[$0])
+      if plan.layers[$0].dataStorage != nil { dataFile += 1 }
+      return Layer(
+        plan.layers[$0], file: $0, dataFile: plan.layers[$0].dataStorage == nil ? $0 : dataFile,
+        cipher: ciphers[$0], l1: tables[$0])
     }
     cache = TableCache(byteCount: plan.metadataCacheByteCount)
     self.allocator = allocator
+    self.overlapGuard = overlapGuard
     self.bitmaps = bitmaps
+    self.store = store
     self.disks = disks
     self.pool = pool
     self.buffers = buffers
     self.zeroes = zeroes  // fresh from the kernel, hence zero, and never written
-    storages = plan.layers.map(\.storage)
+    storages = plan.layers.map(\.storage) + dataStorages
     isReadOnly = plan.isReadOnly
     diskByteCount = plan.diskByteCount
     alignment = direct ?? block
@@ -95,10 +104,8 @@ extension ImageStack {
     var alignment = block
     let locals = plan.layers.filter { $0.storage.file.remote == nil }
     guard !locals.isEmpty else { return nil }
-    for layer in locals {
-      guard let needed = layer.storage.file.enableDirect() else {
-        return disableDirect(plan)
-      }
+    for storage in locals.map(\.storage) + plan.layers.compactMap(\.dataStorage) {
+      guard let needed = storage.file.enableDirect() else { return disableDirect(plan) }
       alignment = max(alignment, needed)
     }
     for (index, layer) in plan.layers.enumerated() {
@@ -107,7 +114,8 @@ extension ImageStack {
         guard layer.diskByteCount.isAligned(to: alignment) else { return disableDirect(plan) }
       case .qcow2(let header):
         guard header.geometry.subclusterByteCount >= alignment,
-          index == 0 || layer.diskByteCount.isAligned(to: alignment)
+          // Nothing is written to a data file behind the end of the disk.
+          index == 0 && layer.dataStorage == nil || layer.diskByteCount.isAligned(to: alignment)
         else { return disableDirect(plan) }
       }
     }
@@ -115,7 +123,10 @@ extension ImageStack {
   }
 
   private static func disableDirect(_ plan: ExportPlan) -> UInt64? {
-    for layer in plan.layers { layer.storage.file.disableDirect() }
+    for layer in plan.layers {
+      layer.storage.file.disableDirect()
+      layer.dataStorage?.file.disableDirect()
+    }
     return nil
   }
 

@@ -22,6 +22,8 @@ struct IOTag {
     case flushSync
     case poolForSlot
     case poolForGrowth
+    case markWrite
+    case markSync
   }
 
   let rawValue: UInt64
@@ -85,8 +87,11 @@ struct ImageStack: ~Copyable {
   let usesIndex: Bool
 
   var allocator: Allocator
+  var overlapGuard: OverlapGuard
   /// What was written since when, as clients may ask.
   var bitmaps: BitmapSet
+  /// Those of them that the image keeps.
+  var store: BitmapStore
   var flush = FlushState()
   var releases = ReleaseQueue()
   var resize = ResizeState()

@@ -58,7 +58,7 @@ extension ImageStack {
     guard disks.hasRoom else { return waitForQueue(index) }
     let failure = moveL1Table()
     if failure != .none { return fail(index, failure) }
-    resize.step = .awaitingEnd
+    resize.step = .growingBitmaps
     return .more
   }
 

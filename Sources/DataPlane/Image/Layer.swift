@@ -12,6 +12,11 @@ import Qcow2
 struct Layer: ~Copyable {
   let isRaw: Bool
   let file: Int
+  /// The file that holds guest data; `file` unless the image has an external data file, in which
+  /// guest clusters lie at their own guest offsets and nothing is counted.
+  let dataFile: Int
+  /// The data file reads as a raw image, so zeroes have to be in it.
+  let dataIsRaw: Bool
   /// What encrypts the guest's data, by its number in the disk queue; -1: nothing does.
   let cipher: Int32
   /// The active layer may grow (Resize.swift).
@@ -25,9 +30,12 @@ struct Layer: ~Copyable {
   /// The L1 table in host byte order; empty for a raw layer.
   var l1: FixedArray<UInt64>
 
+  var hasDataFile: Bool { dataFile != file }
+
   /// A layer whose L1 table, read before, is `table`.
-  init(_ plan: LayerPlan, file: Int, cipher: Int32, l1 table: [UInt64]) {
+  init(_ plan: LayerPlan, file: Int, dataFile: Int, cipher: Int32, l1 table: [UInt64]) {
     self.file = file
+    self.dataFile = dataFile
     self.cipher = cipher
     diskByteCount = plan.diskByteCount
     switch plan.format {
@@ -35,6 +43,7 @@ struct Layer: ~Copyable {
       isRaw = true
       version = 0
       hasSnapshots = false
+      dataIsRaw = false
       codec = .deflate
       geometry = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
       l1TableOffset = 0
@@ -42,6 +51,7 @@ struct Layer: ~Copyable {
       isRaw = false
       version = header.version
       hasSnapshots = header.snapshotCount > 0
+      dataIsRaw = header.autoclearFeatures.contains(.rawExternalData)
       guard let codec = ClusterCodec(rawValue: header.compressionType) else {
         preconditionFailure("an image with an unknown compression was opened")
       }

@@ -93,8 +93,12 @@ extension ImageStack {
     case .zero: return .zero(layer: entry.layer, byteCount: byteCount, isProvisioned: false)
     case .zeroAllocated:
       return .zero(layer: entry.layer, byteCount: byteCount, isProvisioned: true)
-    case .compressed, .mixed:
-      return resolveByLayers(cursor, min(limit, cursor - inUnit + index.unitByteCount))
+    case .compressed:
+      // Whole clusters, which may be much larger than a unit, are unpacked at a time.
+      return resolveByLayers(cursor, cursor + byteCount)
+    case .mixed:
+      let clusterEnd = (cursor + 1).alignedUp(to: layers[entry.layer].geometry.clusterByteCount)
+      return resolveByLayers(cursor, min(cursor + byteCount, clusterEnd))
     }
   }
 
@@ -249,7 +253,8 @@ extension ImageStack {
       if let page = cache.find(IndexGeometry.cacheLayer, pageStart) {
         var number = Int((at - pageStart) >> UInt64(index.unitBits))
         while at < pageEnd {
-          let entry = IndexEntry(kind, layer: 0, host: host == 0 ? 0 : host + (at - guestStart))
+          let entry = IndexEntry(
+            kind, layer: 0, host: kind == .data ? host + (at - guestStart) : 0)
           cache.pages[page].buffer.storeWord(entry.rawValue, at: number * 8)
           number += 1
           at += unit

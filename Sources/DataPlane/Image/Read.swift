@@ -47,7 +47,7 @@ extension ImageStack {
       switch resolve(scan.cursor, scan.end) {
       case .data(let layer, let host, let byteCount):
         disks.queueRead(
-          file: layers[layer].file, at: host,
+          file: layers[layer].dataFile, at: host,
           into: DiskQueue.Piece(
             scan.buffer, Int(scan.cursor - scan.bufferStart), Int(byteCount)),
           cipher: layers[layer].cipher,
@@ -63,7 +63,7 @@ extension ImageStack {
         return waitForTable(index, layer, pageOffset, .l2, l1Index)
       case .needsIndex(let pageStart):
         if case .waits = fillIndex(index, pageStart) { return .waits }
-      case .damaged: return fail(index, .io)
+      case .damaged: return failDamaged(index, at: scan.cursor)
       }
     }
     return requests.slots[index].readCount > 0 ? .waits : .more
@@ -138,6 +138,8 @@ extension ImageStack {
 
   mutating func tableLoaded(_ page: Int, _ error: BlockErrno) {
     precondition(cache.pages[page].state == .loading, "a table was loaded that nobody asked for")
+    var error = error
+    if error == .none, let problem = misplacement(ofPage: page) { error = declareDamage(problem) }
     if error == .none {
       cache.pages[page].state = .ready
       ready.append(contentsOf: &cache.pages[page].waiters, &requests.slots)

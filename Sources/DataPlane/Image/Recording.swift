@@ -13,11 +13,15 @@ extension ImageStack {
   ///
   /// At its start, before a byte of it can reach the disk: if it fails or the client goes, more may
   /// be marked than was changed, and never less. Costs one comparison without bitmaps.
+  ///
+  /// - Returns: whether the request has to wait until the image says so, too.
   @inline(__always)
-  mutating func recordChange(_ index: Int) {
-    guard bitmaps.isRecording else { return }
+  mutating func recordChange(_ index: Int) -> Bool {
+    guard bitmaps.isRecording else { return false }
     let start = requests.slots[index].offset
-    bitmaps.mark(ByteRange(start: start, end: start + requests.slots[index].length))
+    let range = ByteRange(start: start, end: start + requests.slots[index].length)
+    bitmaps.mark(range)
+    return store.mustWait(for: range)
   }
 
   /// Does all of `actions` or none, at one moment between two requests.

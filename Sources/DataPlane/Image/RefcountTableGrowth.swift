@@ -139,6 +139,10 @@ extension ImageStack {
     wakeReleases()
     let oldCount = allocator.table.count
     allocator.table = newTable
+    for block in 0..<growth.blockCount {
+      overlapGuard.refcountBlocks.insert(
+        allocator.table[oldCount + block] >> UInt64(geometry.clusterBits))
+    }
     allocator.tableOffset = tableStart
     allocator.tableClusterCount = growth.tableClusterCount
     allocator.dirtyTablePages.removeAll()

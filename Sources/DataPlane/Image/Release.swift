@@ -76,6 +76,7 @@ struct ReleaseQueue {
 extension ImageStack {
   /// Gives up the host clusters of an L2 entry that was just replaced in memory.
   mutating func freeHost(of entry: L2Entry) {
+    if layers[0].hasDataFile { return }
     let geometry = layers[0].geometry
     let bits = UInt64(geometry.clusterBits)
     switch entry.kind(in: geometry, version: layers[0].version) {
@@ -112,6 +113,13 @@ extension ImageStack {
   mutating func release(_ index: Int) -> Progress {
     if requests.slots[index].poolCount > 0 { return .waits }
     while let run = releases.next {
+      if overlapGuard.isTripped {
+        // Nobody knows any more what is free: the clusters leak, which `check` repairs.
+        releases.isPunching = false
+        releases.punchedCount = 0
+        releases.skip(run.count)
+        continue
+      }
       if let oldest = requests.oldestSequence(besides: index), oldest <= run.lastUser {
         return .waits  // `retire` wakes this again
       }
@@ -136,6 +144,9 @@ extension ImageStack {
     let block = blockIndex < allocator.table.count ? allocator.table[blockIndex] & ~511 : 0
     // The second is damage: a mapping led to the image's own tables.
     guard block != 0, Allocator.isPlace(block, geometry), !holdsTables(run.cluster, geometry) else {
+      _ = declareDamage(
+        "the cluster at host offset \(run.cluster * geometry.clusterByteCount) is to be freed, and "
+          + "has no count or holds a table")
       releases.skip(1)
       return .more
     }
@@ -191,13 +202,23 @@ extension ImageStack {
   private mutating func lowerCounts(_ page: Int, _ place: CountPlace, _ count: Int) {
     let geometry = layers[0].geometry
     let order = geometry.refcountOrder
+    var freeNumber: Int?
     cache.pages[page].buffer.withMutableSpan(0, geometry.pageByteCount) { span in
       for number in place.indexInPage..<place.indexInPage + count {
         let old = Refcount.load(span.bytes, at: number, order: order)
         // A count of zero here means the image was damaged before; it stays at zero.
-        if old > 0 { Refcount.store(old - 1, to: &span, at: number, order: order) }
+        if old > 0 {
+          Refcount.store(old - 1, to: &span, at: number, order: order)
+        } else {
+          freeNumber = number
+        }
       }
     }
     cache.markDirty(page)
+    if let freeNumber {
+      _ = declareDamage(
+        "a cluster that was in use has the count 0 (number \(freeNumber) at host offset "
+          + "\(place.pageOffset))")
+    }
   }
 }

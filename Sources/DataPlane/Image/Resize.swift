@@ -3,8 +3,8 @@
 // RESIZE: a disk that grows while it is served. Spec: proto.md of the branch extension-resize,
 // "NBD_CMD_RESIZE"; qcow2.rst, "Header" (size, l1_size).
 //
-//     begin ─► [takingTable ─► securingTable ─► switchingTable] ─► awaitingEnd ─► zeroing
-//           ─► securingZeroes ─► committing
+//     begin ─► [takingTable ─► securingTable ─► switchingTable] ─► [growingBitmaps] ─► awaitingEnd
+//           ─► zeroing ─► securingZeroes ─► committing
 //     begin ─► growingFile ─► committing                                          (a raw file)
 //
 // The header names the larger L1 table before it names the larger size, and the size only when what
@@ -22,6 +22,8 @@ struct ResizeState {
     case takingTable
     case securingTable
     case switchingTable
+    /// The image gives its persistent bitmaps room for the new size.
+    case growingBitmaps
     case awaitingEnd
     case zeroing
     case securingZeroes
@@ -80,6 +82,13 @@ extension ImageStack {
         "\(newByteCount) bytes need a larger L1 table than clusters of"
           + " \(layers[0].geometry.clusterByteCount) bytes allow")
     }
+    if let stored = store.bitmaps.first(where: { !$0.isLoaded }), store.state != .none {
+      // As QEMU has it: a bitmap that is not understood cannot follow.
+      throw ResizeRefusal(
+        .notSupported,
+        "the image has a bitmap \"\(stored.entry.name)\" that cannot be used"
+          + " (\(stored.reason ?? "")); remove it first")
+    }
     var grown = bitmaps
     do { try grown.resize(toDiskByteCount: newByteCount) } catch {
       throw ResizeRefusal(.noSpace, "a dirty bitmap would be too large: \(error.reason)")
@@ -114,6 +123,7 @@ extension ImageStack {
     case .takingTable: return takeTable(index)
     case .securingTable: return secure(index, then: .switchingTable)
     case .switchingTable: return switchL1Table(index)
+    case .growingBitmaps: return growBitmaps(index)
     case .awaitingEnd: return awaitEnd(index)
     case .zeroing:
       resize.step = .securingZeroes
@@ -145,8 +155,27 @@ extension ImageStack {
     } else if neededTableEntryCount(newByteCount) > layers[0].l1.count {
       resize.step = .takingTable
     } else {
-      resize.step = .awaitingEnd
+      resize.step = .growingBitmaps
     }
+    return .more
+  }
+
+  /// Gives the kept bitmaps room for the new size, before the header names it.
+  private mutating func growBitmaps(_ index: Int) -> Progress {
+    if store.work.slot != Int32(index) {
+      guard store.state == .resting || store.state == .active, !store.bitmaps.isEmpty else {
+        resize.step = .awaitingEnd
+        return .more
+      }
+      guard !store.work.isRunning else { return yield(index) }
+      claimBitmapWork(index, .resize(newByteCount: resize.newByteCount))
+    }
+    let progress = prepareBitmapWork(index)
+    guard store.work.step == .ready, requests.slots[index].error == .none else { return progress }
+    let failure = commitLayout()
+    if failure != .none { breakStore("they cannot follow the size of the disk: \(failure)") }
+    endBitmapWork()
+    resize.step = .awaitingEnd
     return .more
   }
 
@@ -176,6 +205,8 @@ extension ImageStack {
     guard !requests.changesUnderWay.contains(where: { $0.end == old }) else {
       return yield(index)
     }
+    let failure = growDataFile(from: old, to: resize.newByteCount)
+    if failure != .none { return fail(index, failure) }
     setDiskByteCount(resize.newByteCount)
     resize.step = .zeroing
     var end = old.alignedUp(to: layers[0].geometry.clusterByteCount)
@@ -240,6 +271,9 @@ extension ImageStack {
     }
     do {
       try bitmaps.resize(toDiskByteCount: resize.newByteCount)
+      try store.marks.resize(toDiskByteCount: resize.newByteCount)
+      try store.wanted.resize(toDiskByteCount: resize.newByteCount)
+      try store.round.regions?.resize(toDiskByteCount: resize.newByteCount)
     } catch {
       // Bitmaps were added meanwhile. They go on with the old size, and so do the clients.
       return fail(index, .noSpace)

@@ -91,9 +91,10 @@ extension ImageStack {
   ) -> LayerAnswer {
     let geometry = layers[index].geometry
     let version = layers[index].version
+    let hasDataFile = layers[index].hasDataFile
     let buffer = cache.pages[page].buffer
     let first = L2Entry(rawValue: buffer.loadBigEndian64(at: place.entryInPage * 8))
-    let kind = first.kind(in: geometry, version: version)
+    let kind = first.kind(in: geometry, version: version, hasDataFile: hasDataFile)
     let clusterByteCount = geometry.clusterByteCount
     let inCluster = cursor & (clusterByteCount - 1)
     var covered = clusterByteCount - inCluster
@@ -102,7 +103,8 @@ extension ImageStack {
     if kind != .compressed && kind != .invalid {
       while covered < limit - cursor, next < place.entriesPerPage {
         let entry = L2Entry(rawValue: buffer.loadBigEndian64(at: next * 8))
-        guard entry.kind(in: geometry, version: version) == kind else { break }
+        guard entry.kind(in: geometry, version: version, hasDataFile: hasDataFile) == kind
+        else { break }
         if kind == .normal, entry.hostOffset.byteOffset != host { break }
         host += clusterByteCount
         covered += clusterByteCount
@@ -118,6 +120,7 @@ extension ImageStack {
       return .found(.zero(layer: index, byteCount: byteCount, isProvisioned: true))
     case .normal:
       let start = first.hostOffset.byteOffset + inCluster
+      if hasDataFile, start != cursor { return .found(.damaged) }
       return .found(.data(layer: index, host: start, byteCount: byteCount))
     case .compressed:
       return .found(.compressed(layer: index, entry: first, byteCount: byteCount))

@@ -16,8 +16,13 @@ struct TablePage {
 
   enum Kind: UInt8 { case l2, refcount, index }
 
+  /// What is known of the entries of an L2 page: nothing, that all of them are harmless, or that
+  /// each has to be looked at before what it names is overwritten.
+  enum Inspection: UInt8 { case none, sound, suspect }
+
   var state: State = .unused
   var kind: Kind = .l2
+  var inspection: Inspection = .none
   /// Changed since it was last written.
   var isDirty = false
   /// A copy of it is being written.

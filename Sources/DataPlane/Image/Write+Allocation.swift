@@ -71,10 +71,20 @@ extension ImageStack {
     return ByteRange(start: start, end: start + byteCount)
   }
 
+  /// What of them is filled and mapped: everything, but for subclusters that stay where they are.
+  func placedRange(_ index: Int) -> ByteRange {
+    let run = allocationRange(index)
+    return ByteRange(
+      start: max(run.start, requests.slots[index].allocation.placedStart),
+      end: min(run.end, requests.slots[index].allocation.placedEnd))
+  }
+
   // MARK: Taking clusters
 
   mutating func allocate(_ index: Int) -> Progress {
-    if !requests.slots[index].allocation.reusesHost {
+    if layers[0].hasDataFile {
+      requests.slots[index].allocation.host = requests.slots[index].allocation.guestStart
+    } else if !requests.slots[index].allocation.reusesHost {
       switch takeClusters(index, requests.slots[index].allocation.clusterCount) {
       case .waits: return .waits
       case .failed(let error): return fail(index, error)
@@ -122,7 +132,7 @@ extension ImageStack {
     }
     guard
       disks.queueWrite(
-        file: layers[0].file,
+        file: layers[0].dataFile,
         at: slot.allocation.host + (written.start - slot.allocation.guestStart), from: pieces,
         isDurable: false, cipher: layers[0].cipher, tag: IOTag(.clusterWrite, index).rawValue)
     else { return fail(index, .noMemory) }
@@ -163,6 +173,10 @@ extension ImageStack {
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return waitForTable(index, 0, place.pageOffset, .l2, l1Index)
     }
+    if geometry.hasSubclusters {
+      mapSubclusters(index, page, place, isZero: isZero)
+      return .more
+    }
     let buffer = cache.pages[page].buffer
     for number in 0..<allocation.clusterCount {
       let at = (place.entryInPage + number) * 8
@@ -170,11 +184,11 @@ extension ImageStack {
       let host = HostOffset(
         byteOffset: allocation.host + UInt64(number) * geometry.clusterByteCount)
       if !allocation.reusesHost { freeHost(of: old) }
-      let new = isZero ? L2Entry(zeroAllocatedAt: host) : L2Entry(normalAt: host)
+      let new = isZero ? zeroEntry(index, host) : L2Entry(normalAt: host)
       buffer.storeBigEndian64(new.rawValue, at: at)
       updateIndex(
         allocation.guestStart + UInt64(number) * geometry.clusterByteCount,
-        isZero ? .zeroAllocated : .data, host: isZero ? 0 : host.byteOffset)
+        isZero ? zeroKind(index) : .data, host: isZero ? 0 : host.byteOffset)
     }
     cache.markDirty(page)
     return .more
@@ -198,7 +212,7 @@ extension ImageStack {
   mutating func abandonAllocation(_ index: Int) {
     guard requests.slots[index].allocationPosition >= 0 else { return }
     let allocation = requests.slots[index].allocation
-    if !allocation.reusesHost, allocation.host != 0 {
+    if !allocation.reusesHost, allocation.host != 0, !layers[0].hasDataFile {
       let bits = UInt64(layers[0].geometry.clusterBits)
       // Writes that joined may still be on their way to the clusters.
       releases.addUnmapped(

@@ -51,7 +51,7 @@ extension ImageStack {
       }
     }
     let isWhole = requests.slots[index].allocation.fillIsWhole
-    return readFill(index, isWhole ? allocationRange(index) : range, isHead: isHead)
+    return readFill(index, isWhole ? placedRange(index) : range, isHead: isHead)
   }
 
   private mutating func readFill(_ index: Int, _ range: ByteRange, isHead: Bool) -> Progress {
@@ -77,7 +77,7 @@ extension ImageStack {
 
   /// The part of the new clusters before, or behind, the aligned range of the write.
   private func fillRange(_ index: Int, isHead: Bool) -> ByteRange {
-    let run = allocationRange(index)
+    let run = placedRange(index)
     if isHead { return ByteRange(start: run.start, end: requests.slots[index].placeCursor) }
     let end = min(requests.slots[index].placeEnd, run.end)
     return ByteRange(start: end, end: run.end)
@@ -87,7 +87,10 @@ extension ImageStack {
 
   /// Whether the fill is all zeroes, which needs neither a buffer nor, on fresh clusters, a write.
   private mutating func fillSource(_ index: Int, _ range: ByteRange) -> FillSource {
-    if requests.slots[index].allocation.reusesHost { return .zeroes }
+    // A subcluster that has a place here may show what is below.
+    if requests.slots[index].allocation.reusesHost, !layers[0].geometry.hasSubclusters {
+      return .zeroes
+    }
     var cursor = range.start
     while cursor < range.end {
       switch resolve(cursor, range.end) {

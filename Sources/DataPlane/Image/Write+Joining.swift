@@ -13,11 +13,11 @@ extension ImageStack {
   /// between them; one that is farther is written by itself.
   private static var joinedByteCountMax: UInt64 { 64 << 10 }
 
-  /// The part of a write that lies in the clusters which `owner` is giving a place.
+  /// The part of a write that lies in what `owner` is giving a place.
   func placedPart(_ index: Int, of owner: Int) -> ByteRange {
     ByteRange(
       start: requests.slots[index].placeCursor,
-      end: min(requests.slots[index].placeEnd, allocationRange(owner).end))
+      end: min(requests.slots[index].placeEnd, placedRange(owner).end))
   }
 
   /// Joins the request that is giving the cursor's cluster a place, or waits until it has. The
@@ -51,7 +51,7 @@ extension ImageStack {
       Int(part.byteCount))
     guard
       disks.queueWrite(
-        file: layers[0].file, at: allocation.host + (part.start - allocation.guestStart),
+        file: layers[0].dataFile, at: allocation.host + (part.start - allocation.guestStart),
         from: [piece, .none, .none], isDurable: false, cipher: layers[0].cipher,
         tag: IOTag(.write, index).rawValue)
     else { return false }
@@ -62,7 +62,7 @@ extension ImageStack {
   /// Lets the requests of this tick that have not been looked at yet join, if there is room.
   mutating func waitForJoiners(_ index: Int) -> Progress {
     requests.slots[index].stage = .gathering
-    if placedPart(index, of: index) == allocationRange(index) { return .more }
+    if placedPart(index, of: index) == placedRange(index) { return .more }
     wake(index)
     return .waits
   }
@@ -72,7 +72,7 @@ extension ImageStack {
   /// Decides what the write of the clusters covers, and puts what joined into the fill; false when
   /// there is no memory for that.
   mutating func mergeJoiners(_ index: Int) -> Bool {
-    let run = allocationRange(index)
+    let run = placedRange(index)
     let payload = placedPart(index, of: index)
     let allocation = requests.slots[index].allocation
     // Fresh clusters read as zeroes where nothing was written.
@@ -80,6 +80,11 @@ extension ImageStack {
     var written = ByteRange(
       start: isFresh && allocation.headIsZero ? payload.start : run.start,
       end: isFresh && allocation.tailIsZero ? payload.end : run.end)
+    // A data file ends where the disk does.
+    if layers[0].hasDataFile {
+      written = ByteRange(
+        start: written.start, end: min(written.end, layers[0].diskByteCount))
+    }
     if !allocation.joiners.isEmpty {
       written = chooseJoiners(index, payload, written)
       guard makeFill(index, payload, written) else { return false }

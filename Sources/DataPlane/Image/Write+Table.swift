@@ -30,7 +30,10 @@ extension ImageStack {
       case .waits: return .waits
       case .failed(let error): return fail(index, error)
       case .taken(let host, _, let isFresh):
-        guard forgetPages(ofClusterAt: host) else { return fail(index, .io) }
+        guard forgetPages(ofClusterAt: host) else {
+          return fail(
+            index, declareDamage("the table at host offset \(host) is counted as free"))
+        }
         requests.slots[index].tableHost = host
         if old.isEmpty && isFresh { return installTable(index) }
       }
@@ -77,6 +80,7 @@ extension ImageStack {
     let host = HostOffset(byteOffset: requests.slots[index].tableHost)
     layers[0].l1[l1Index] = L1Entry(tableAt: host).rawValue
     flush.markTableInstalled(l1Index)
+    overlapGuard.l2Tables.insert(host.byteOffset >> UInt64(layers[0].geometry.clusterBits))
     if !old.isEmpty { freeTable(old) }
     buffers.release(requests.slots[index].tableCopy)
     requests.slots[index].tableCopy = .empty

@@ -90,6 +90,8 @@ extension ImageStack {
     case unplaced(clusterCount: Int)
     /// The clusters own a place that reads as zeroes: preallocated.
     case preallocated(host: UInt64, clusterCount: Int)
+    /// Subclusters need a place, of their own or in a cluster that is there.
+    case unplacedSubclusters(SubclusterRun)
     case needsL2Table(l1Index: Int)
     case needsTable(pageOffset: UInt64, l1Index: Int)
     case damaged
@@ -108,6 +110,7 @@ extension ImageStack {
         return beginAllocation(index, clusterCount, preallocatedAt: nil)
       case .preallocated(let host, let clusterCount):
         return beginAllocation(index, clusterCount, preallocatedAt: host)
+      case .unplacedSubclusters(let run): return beginAllocation(index, run)
       case .needsL2Table(let l1Index):
         requests.slots[index].tableIndex = l1Index
         requests.slots[index].afterTable = .placing
@@ -115,7 +118,7 @@ extension ImageStack {
         return .more
       case .needsTable(let pageOffset, let l1Index):
         return waitForTable(index, 0, pageOffset, .l2, l1Index)
-      case .damaged: return fail(index, .io)
+      case .damaged: return failDamaged(index, at: cursor)
       }
     }
     requests.slots[index].stage = .awaitingWrites
@@ -133,7 +136,7 @@ extension ImageStack {
       Int(byteCount))
     guard
       disks.queueWrite(
-        file: layers[0].file, at: host, from: [piece, .none, .none],
+        file: layers[0].dataFile, at: host, from: [piece, .none, .none],
         isDurable: isDurable && isSettled, cipher: layers[0].cipher,
         tag: IOTag(.write, index).rawValue)
     else { return false }
@@ -160,7 +163,18 @@ extension ImageStack {
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return .needsTable(pageOffset: place.pageOffset, l1Index: l1Index)
     }
-    let run = placeRun(cursor, end, page: page, place: place)
+    var end = end
+    if cache.pages[page].inspection != .sound {
+      if cache.pages[page].inspection == .none { inspect(page) }
+      if cache.pages[page].inspection == .suspect {
+        if activeDamage(at: cursor) != nil { return .damaged }
+        end = min(end, (cursor + 1).alignedUp(to: geometry.clusterByteCount))
+      }
+    }
+    let run =
+      geometry.hasSubclusters
+      ? placeSubclusters(cursor, end, page: page, place: place)
+      : placeRun(cursor, end, page: page, place: place)
     // A table that a snapshot shares may not be changed: it gets a copy first.
     if !l1Entry.isCopied, run.changesMapping { return .needsL2Table(l1Index: l1Index) }
     return run
@@ -173,9 +187,7 @@ extension ImageStack {
     let buffer = cache.pages[page].buffer
     let clusterByteCount = geometry.clusterByteCount
     let inCluster = cursor & (clusterByteCount - 1)
-    let first = PlaceKind(
-      L2Entry(rawValue: buffer.loadBigEndian64(at: place.entryInPage * 8)), geometry,
-      version: layers[0].version)
+    let first = placeKind(buffer, place.entryInPage)
     let firstHost = L2Entry(rawValue: buffer.loadBigEndian64(at: place.entryInPage * 8))
       .hostOffset.byteOffset
     var count = 1
@@ -183,7 +195,7 @@ extension ImageStack {
     while covered < end - cursor, place.entryInPage + count < place.entriesPerPage {
       let entry = L2Entry(
         rawValue: buffer.loadBigEndian64(at: (place.entryInPage + count) * 8))
-      guard PlaceKind(entry, geometry, version: layers[0].version) == first else { break }
+      guard placeKind(buffer, place.entryInPage + count) == first else { break }
       if first != .unplaced,
         entry.hostOffset.byteOffset != firstHost + UInt64(count) * clusterByteCount
       {
@@ -192,17 +204,32 @@ extension ImageStack {
       count += 1
       covered += clusterByteCount
     }
+    if layers[0].hasDataFile, first == .inPlace || first == .preallocated,
+      firstHost != cursor - inCluster
+    {
+      return .damaged
+    }
     switch first {
     case .inPlace:
-      let isSettled =
-        !cache.pages[page].isDirty && !cache.pages[page].isBeingWritten
-        && !flush.isUnreferenced(Int(cache.pages[page].l1Index))
       return .inPlace(
-        host: firstHost + inCluster, byteCount: min(covered, end - cursor), isSettled: isSettled)
+        host: firstHost + inCluster, byteCount: min(covered, end - cursor),
+        isSettled: isSettled(page))
     case .unplaced: return .unplaced(clusterCount: count)
     case .preallocated: return .preallocated(host: firstHost, clusterCount: count)
     case .damaged: return .damaged
     }
+  }
+
+  private func placeKind(_ buffer: IOBuffer, _ entryIndex: Int) -> PlaceKind {
+    PlaceKind(
+      L2Entry(rawValue: buffer.loadBigEndian64(at: entryIndex * 8)), layers[0].geometry,
+      version: layers[0].version, hasDataFile: layers[0].hasDataFile)
+  }
+
+  /// Whether what the page says is in the file, and found there after a power cut.
+  func isSettled(_ page: Int) -> Bool {
+    !cache.pages[page].isDirty && !cache.pages[page].isBeingWritten
+      && !flush.isUnreferenced(Int(cache.pages[page].l1Index))
   }
 
   // MARK: The end
@@ -224,7 +251,7 @@ extension ImageStack.Place {
   /// Whether the L2 table has to change before the bytes are reachable.
   var changesMapping: Bool {
     switch self {
-    case .unplaced, .preallocated: true
+    case .unplaced, .preallocated, .unplacedSubclusters: true
     case .inPlace, .needsL2Table, .needsTable, .damaged: false
     }
   }
@@ -237,8 +264,8 @@ private enum PlaceKind {
   case preallocated
   case damaged
 
-  init(_ entry: L2Entry, _ geometry: ClusterGeometry, version: Int) {
-    switch entry.kind(in: geometry, version: version) {
+  init(_ entry: L2Entry, _ geometry: ClusterGeometry, version: Int, hasDataFile: Bool) {
+    switch entry.kind(in: geometry, version: version, hasDataFile: hasDataFile) {
     case .unallocated, .zeroPlain, .compressed: self = .unplaced
     // A cluster that is shared (by a snapshot) is replaced, not overwritten.
     case .normal: self = entry.isCopied ? .inPlace : .unplaced

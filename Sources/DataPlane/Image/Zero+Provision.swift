@@ -16,23 +16,26 @@ extension ImageStack {
   mutating func provisionNext(_ index: Int) -> Progress {
     let cursor = requests.slots[index].zeroCursor
     let geometry = layers[0].geometry
-    if allocationOwner(at: cursor) != nil {
+    let cluster = ByteRange(start: cursor, end: cursor + geometry.clusterByteCount)
+    if isBeingAllocated(cluster) {
       allocationWaiters.append(index, &requests.slots)
       return .waits
     }
     let l1Index = geometry.l1Index(of: GuestOffset(byteOffset: cursor))
     let l1Entry = L1Entry(rawValue: layers[0].l1[l1Index])
     if l1Entry.isEmpty || !l1Entry.isCopied { return makeTableForZeroes(index, l1Index) }
+    if geometry.hasSubclusters { return provisionExtended(index, l1Index, l1Entry) }
     switch findPlace(cursor, requests.slots[index].bodyEnd) {
     case .inPlace(let host, let byteCount, _):
       return beginProvision(index, Int(byteCount >> UInt64(geometry.clusterBits)), host: host)
     case .preallocated(let host, let clusterCount):
       return beginProvision(index, clusterCount, host: host)
     case .unplaced(let clusterCount): return beginProvision(index, clusterCount, host: nil)
+    case .unplacedSubclusters: preconditionFailure("an image without subclusters has some")
     case .needsL2Table(let l1Index): return makeTableForZeroes(index, l1Index)
     case .needsTable(let pageOffset, let l1Index):
       return waitForTable(index, 0, pageOffset, .l2, l1Index)
-    case .damaged: return fail(index, .io)
+    case .damaged: return failDamaged(index, at: cursor)
     }
   }
 
@@ -43,7 +46,7 @@ extension ImageStack {
     return .more
   }
 
-  private mutating func beginProvision(
+  mutating func beginProvision(
     _ index: Int, _ clusterCount: Int, host: UInt64?
   ) -> Progress {
     let start = requests.slots[index].zeroCursor
@@ -55,6 +58,7 @@ extension ImageStack {
 
   /// Takes clusters for a run without a place, then space in the file for all of them.
   mutating func provision(_ index: Int) -> Progress {
+    if layers[0].hasDataFile { return clear(index) }
     if !requests.slots[index].allocation.reusesHost {
       switch takeClusters(index, requests.slots[index].allocation.clusterCount) {
       case .waits: return .waits
@@ -77,7 +81,8 @@ extension ImageStack {
   /// Maps the clusters as zero, now that there is space for them.
   mutating func mapZeroes(_ index: Int) -> Progress {
     if requests.slots[index].poolCount > 0 { return .waits }
-    let error = BlockErrno(systemErrno: Int32(requests.slots[index].poolValue))
+    let error = clearingError(
+      index, BlockErrno(systemErrno: Int32(requests.slots[index].poolValue)))
     if error == .notSupported, !requests.slots[index].flags.contains(.fastZero) {
       return writeZeroesInstead(index)
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// WRITE_ZEROES and TRIM. Whole clusters change their L2 entry; parts of clusters are written (or,
-// for TRIM, left alone). A trimmed or zeroed cluster never shows the backing file again.
-// Spec: proto.md, "NBD_CMD_WRITE_ZEROES", "NBD_CMD_TRIM"; qcow2.rst, "Standard Cluster
-// Descriptor" (zero flag).
+// WRITE_ZEROES and TRIM. Whole clusters (or subclusters: Zero+Subclusters.swift) change their L2
+// entry; parts of them are written (or, for TRIM, left alone). A trimmed or zeroed cluster never
+// shows the backing file again. Spec: proto.md, "NBD_CMD_WRITE_ZEROES", "NBD_CMD_TRIM"; qcow2.rst,
+// "Standard Cluster Descriptor" (zero flag).
 
 import BlockTypes
 import LinuxIO
@@ -27,10 +27,16 @@ extension ImageStack {
     let start = requests.slots[index].offset
     let end = start + requests.slots[index].length
     let clusterByteCount = layers[0].geometry.clusterByteCount
+    // Space is taken for whole clusters only.
+    let unit =
+      requests.slots[index].flags.contains(.noHole)
+      ? clusterByteCount : layers[0].geometry.subclusterByteCount
     // The last cluster of the disk is whole when all of it that exists is covered.
     let reach = end == diskByteCount ? end.alignedUp(to: clusterByteCount) : end
-    var body = ByteRange(start: start, end: reach).roundedIn(to: clusterByteCount)
-    if requests.slots[index].command == .writeZeroes, mustWriteZeroes(index) {
+    var body = ByteRange(start: start, end: reach).roundedIn(to: unit)
+    // Subclusters that lie wholly behind the disk are nobody's.
+    let beginsBehind = body.start >= end
+    if beginsBehind || requests.slots[index].command == .writeZeroes && mustWriteZeroes(index) {
       body = ByteRange(start: end, end: end)
     }
     requests.slots[index].zeroCursor = start
@@ -86,7 +92,7 @@ extension ImageStack {
     return writeZeroPiece(index, cursor, limit: cursor < bodyStart ? bodyStart : end)
   }
 
-  private mutating func writeZeroPiece(
+  mutating func writeZeroPiece(
     _ index: Int, _ cursor: UInt64, limit: UInt64
   ) -> Progress {
     // Pieces end at aligned places, so that only the request's own ends are unaligned.
@@ -104,7 +110,7 @@ extension ImageStack {
       case .needsTable(let layer, let pageOffset, let l1Index):
         return waitForTable(index, layer, pageOffset, .l2, l1Index)
       case .needsIndex(let pageStart): return fillIndex(index, pageStart)
-      case .damaged: return fail(index, .io)
+      case .damaged: return failDamaged(index, at: cursor)
       }
     }
     let aligned = ByteRange(start: cursor, end: end).roundedOut(to: alignment)
@@ -199,27 +205,28 @@ extension ImageStack {
     let offset = GuestOffset(byteOffset: cursor)
     let l1Index = geometry.l1Index(of: offset)
     let l1Entry = L1Entry(rawValue: layers[0].l1[l1Index])
-    let cluster = ByteRange(start: cursor, end: cursor + clusterByteCount)
+    let clusterStart = cursor.alignedDown(to: clusterByteCount)
+    let cluster = ByteRange(start: clusterStart, end: clusterStart + clusterByteCount)
     if isBeingAllocated(cluster) {
       allocationWaiters.append(index, &requests.slots)
       return .waits
     }
     // Clusters that no layer has need no entry; a run of them is skipped in one step. Data is
     // looked at by the cluster: to find the end of its run for each of them would be quadratic.
-    var resolution = resolve(cursor, min(cursor + clusterByteCount, bodyEnd, diskByteCount))
+    var resolution = resolve(cursor, min(cluster.end, bodyEnd, diskByteCount))
     if case .zero(let layer, _, let isProvisioned) = resolution, layer != 0 || !isProvisioned {
       resolution = resolve(cursor, min(bodyEnd, diskByteCount))
     }
     switch resolution {
     case .zero(let layer, let byteCount, let isProvisioned) where layer != 0 || !isProvisioned:
-      let whole = byteCount.alignedDown(to: clusterByteCount)
+      let whole = byteCount.alignedDown(to: geometry.subclusterByteCount)
       requests.slots[index].zeroCursor =
         cursor + byteCount >= diskByteCount ? bodyEnd : cursor + max(whole, 0)
       if requests.slots[index].zeroCursor > cursor { return .more }
     case .needsTable(let layer, let pageOffset, let l1Index):
       return waitForTable(index, layer, pageOffset, .l2, l1Index)
     case .needsIndex(let pageStart): return fillIndex(index, pageStart)
-    case .damaged: return fail(index, .io)
+    case .damaged: return failDamaged(index, at: cursor)
     case .zero, .data, .compressed: break
     }
     if l1Entry.isEmpty || !l1Entry.isCopied {
@@ -237,12 +244,14 @@ extension ImageStack {
   ) -> Progress {
     let geometry = layers[0].geometry
     guard l1Entry.isValid(in: geometry) else { return fail(index, .io) }
+    if layers[0].hasDataFile { return beginClearing(index) }
     let place = PagePlace(
       entryIndex: geometry.l2Index(of: offset), table: l1Entry.tableOffset.byteOffset,
       geometry: geometry)
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return waitForTable(index, 0, place.pageOffset, .l2, l1Index)
     }
+    if geometry.hasSubclusters { return forgetSubclusters(index, page, place) }
     let at = place.entryInPage * 8
     let buffer = cache.pages[page].buffer
     let old = L2Entry(rawValue: buffer.loadBigEndian64(at: at))

@@ -7,20 +7,56 @@ import BlockTypes
 import LinuxIO
 import NBDProtocol
 
+/// A change of bitmaps that the image keeps, and who waits for it.
+struct BitmapOrder {
+  let actions: [BitmapAction]
+  let complete: @Sendable (BitmapFault?) -> Void
+}
+
 extension ExportLoop {
-  /// Does all of `actions` or none; returns why none. Clients that come later are told about the
-  /// bitmaps that there are then.
-  mutating func changeBitmaps(_ actions: [BitmapAction]) -> BitmapFault? {
+  /// Changes that may wait at one time.
+  static let bitmapOrdersMax = 64
+
+  /// Does all of `actions` or none, and completes with why none. Clients that come later are told
+  /// about the bitmaps that there are then. What the image keeps is made ready there first.
+  mutating func changeBitmaps(
+    _ actions: [BitmapAction], _ complete: @escaping @Sendable (BitmapFault?) -> Void
+  ) {
+    if image.changesStore(actions) {
+      guard bitmapOrders.count < ExportLoop.bitmapOrdersMax else {
+        return complete(BitmapFault("too many changes wait for the image; try again"))
+      }
+      bitmapOrders.append(BitmapOrder(actions: actions, complete: complete))
+      return
+    }
     let holders = holders()
     do throws(BitmapFault) {
       try image.changeBitmaps(actions) { holders[$0]?.first }
     } catch {
-      return error
+      return complete(error)
     }
-    if image.bitmaps.revision != notice.current.revision {
-      notice.publish(ExportLoop.describe(plan, image.bitmaps))
-    }
-    return nil
+    publishBitmaps()
+    complete(nil)
+  }
+
+  private mutating func publishBitmaps() {
+    guard image.bitmaps.revision != notice.current.revision else { return }
+    notice.publish(ExportLoop.describe(plan, image.bitmaps))
+  }
+
+  /// Begins the first change that waits, unless another one goes on.
+  mutating func startBitmapOrder() {
+    guard let first = bitmapOrders.first else { return }
+    _ = image.startBitmapWork(.change(first.actions))
+  }
+
+  /// The moment of a change that was made ready in `slot`, or could not be.
+  mutating func bitmapOrderEnded(_ slot: Int) {
+    let holders = holders()
+    let fault = image.commitBitmapChange(slot) { holders[$0]?.first }
+    publishBitmaps()
+    bitmapOrders.removeFirst().complete(fault)
+    startBitmapOrder()
   }
 
   /// Whether the bitmaps that a client has selected are still those that it was told about: it may
@@ -37,13 +73,22 @@ extension ExportLoop {
 
   func bitmapStatus() -> [BitmapStatus] {
     let holders = holders()
-    return image.bitmaps.all.map { bitmap in
+    let usable = image.bitmaps.all.map { bitmap in
       BitmapStatus(
         name: bitmap.name, granularityByteCount: bitmap.granularityByteCount,
+        isPersistent: bitmap.isPersistent, isRecovered: bitmap.isRecovered,
         isEnabled: bitmap.isEnabled, isFrozen: bitmap.isFrozen,
         dirtyByteCount: bitmap.shown.dirtyByteCount, memoryByteCount: bitmap.memoryByteCount,
         clients: holders[bitmap.number] ?? [])
     }
+    return usable
+      + image.store.bitmaps.filter { !$0.isLoaded }.map { stored in
+        BitmapStatus(
+          name: stored.entry.name, granularityByteCount: stored.entry.granularityByteCount,
+          isPersistent: true, isRecovered: false, unusableReason: stored.reason ?? "unknown",
+          isEnabled: stored.entry.isAuto, isFrozen: false, dirtyByteCount: 0, memoryByteCount: 0,
+          clients: [])
+      }
   }
 
   /// The numbers of the clients that have selected a bitmap, by the bitmap's number.

@@ -41,7 +41,7 @@ extension ExportLoop {
       case .clients(let complete): complete(clients())
       case .kick(let number, let complete): complete(kick(number))
       case .bitmaps(let complete): complete(bitmapStatus())
-      case .changeBitmaps(let actions, let complete): complete(changeBitmaps(actions))
+      case .changeBitmaps(let actions, let complete): changeBitmaps(actions, complete)
       case .resize(let byteCount, let complete): startResize(to: byteCount, complete)
       }
     }
@@ -68,6 +68,7 @@ extension ExportLoop {
     }
     return ExportStatus(
       name: plan.name, diskByteCount: image.bitmaps.diskByteCount, isReadOnly: plan.isReadOnly,
+      damage: image.overlapGuard.verdict,
       uptimeNanoseconds: MonotonicClock.nanoseconds - startNanoseconds,
       connectionCount: connections.count, connectionsMax: connections.capacity,
       connectionTotal: counters.connectionTotal, commands: commands,

@@ -39,6 +39,7 @@ extension ExportLoop {
         connections[index].rules.grow(to: image.bitmaps.diskByteCount)
       }
     }
+    startBitmapOrder()
     resizeOrders.removeValue(forKey: slot)?(ExportLoop.reason(of: error))
   }
 

@@ -50,13 +50,19 @@ extension ExportLoop {
     }
     while connections.count == 0, image.isIdle {
       if image.lostWrites { return .failed("writes were lost when the disk failed to flush them") }
+      if !bitmapOrders.isEmpty {
+        tick()
+        if image.isIdle { continue }
+        return nil
+      }
       if !image.needsFlush {
+        let trouble = image.closeBitmaps()
         do throws(SystemError) {
           try image.trimFile()
         } catch {
           return .failed("the image cannot be trimmed to its content: \(error)")
         }
-        return .drained
+        return trouble.map { .drainedWithoutBitmaps($0) } ?? .drained
       }
       if stop.failedFlushCount == StopState.flushesMax {
         return .failed("the image's tables cannot be written: \(image.flush.error)")

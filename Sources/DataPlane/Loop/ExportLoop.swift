@@ -16,6 +16,8 @@ public struct ExportLoop: ~Copyable {
   public enum Outcome: Sendable {
     /// Every request was answered, every table is durable, the file is trimmed to its content.
     case drained
+    /// The same, but bitmaps that the image keeps are left as in use: the text says why.
+    case drainedWithoutBitmaps(String)
     /// A second signal ended it at once.
     case abandoned
     /// Tables could not be made durable: the text says why.
@@ -35,7 +37,8 @@ public struct ExportLoop: ~Copyable {
     func token(_ index: Int = 0) -> UInt64 { rawValue << 32 | UInt64(index) }
   }
 
-  let plan: ExportPlan
+  /// Becomes read-only when the image turns out to be damaged.
+  var plan: ExportPlan
   let notice: ExportNotice
   var image: ImageStack
   var events: EventLoop
@@ -61,6 +64,8 @@ public struct ExportLoop: ~Copyable {
   var lone = LoneClient()
   /// What control waits to hear of the resizes that it asked for, by their slots.
   var resizeOrders: [Int: @Sendable (String?) -> Void] = [:]
+  /// Changes of bitmaps that the image keeps, in order; the first may be under way.
+  var bitmapOrders: [BitmapOrder] = []
   /// Seconds since tables last became dirty and stayed so.
   var dirtySeconds = 0
 
@@ -68,7 +73,7 @@ public struct ExportLoop: ~Copyable {
   ///
   /// - Throws: `ImageError` when a table is damaged, `SystemError` when the kernel refuses.
   public init(plan: ExportPlan, mailbox: Mailbox<ExportCommand>) throws {
-    let slotCount = plan.limits.connectionsMax * plan.limits.requestsPerConnectionMax + 1
+    let slotCount = plan.limits.connectionsMax * plan.limits.requestsPerConnectionMax + 4
     let image = try ImageStack(plan, slotCount: slotCount)
     let events = try EventLoop()
     let timer = try IntervalTimer(milliseconds: 1000)
@@ -162,6 +167,7 @@ public struct ExportLoop: ~Copyable {
   /// Moves everything that can move, until nothing does or the others have waited long enough.
   mutating func tick() {
     image.ready.append(contentsOf: &image.deferred, &image.requests.slots)
+    if !bitmapOrders.isEmpty { startBitmapOrder() }
     var roundCount = 0
     while true {
       roundCount += 1
@@ -172,6 +178,7 @@ public struct ExportLoop: ~Copyable {
       let goesOn = image.takeDiskCompletions() || !image.ready.isEmpty
       if goesOn, roundCount < ExportLoop.roundsMax { continue }
       makeReplies()
+      if image.overlapGuard.isUnreported { reportDamage() }
       transmitAll()
       if goesOn || !resumeStalled() { return }
     }
@@ -186,6 +193,7 @@ public struct ExportLoop: ~Copyable {
       if image.requests.slots[index].command == .resize { resizeEnded(index) }
       let connection = Int(image.requests.slots[index].connection)
       guard connection >= 0 else {
+        if image.store.work.slot == Int32(index) { bitmapOrderEnded(index) }
         image.retire(index)
         continue
       }

@@ -17,6 +17,8 @@ public struct LayerPlan {
   }
 
   public let storage: LayerFile
+  /// The external data file of a qcow2 image that has one.
+  public let dataStorage: LayerFile?
   public let format: Format
   /// Bytes of the disk that this layer describes; may differ from the export's size.
   public let diskByteCount: UInt64
@@ -24,9 +26,11 @@ public struct LayerPlan {
   public let cipher: (any SectorCipher)?
 
   public init(
-    storage: LayerFile, format: Format, diskByteCount: UInt64, cipher: (any SectorCipher)? = nil
+    storage: LayerFile, dataStorage: LayerFile? = nil, format: Format, diskByteCount: UInt64,
+    cipher: (any SectorCipher)? = nil
   ) {
     self.storage = storage
+    self.dataStorage = dataStorage
     self.format = format
     self.diskByteCount = diskByteCount
     self.cipher = cipher
@@ -74,7 +78,11 @@ public struct ExportPlan {
   public var patience = ClientPatience()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
-  /// What makes the dirty bitmaps that the export begins with.
+  /// Which of the image's own tables are guarded against being overwritten.
+  public var overlapCheck = OverlapCheck.cached
+  /// What becomes of bitmaps that the image keeps when the process ends without notice.
+  public var bitmapDurability = BitmapDurability.region
+  /// What makes the dirty bitmaps that the export begins with, beside those of the image.
   public var bitmapActions: [BitmapAction] = []
 
   public init(

@@ -9,6 +9,8 @@ public struct ExportStatus: Sendable {
   public internal(set) var name: String
   public internal(set) var diskByteCount: UInt64
   public internal(set) var isReadOnly: Bool
+  /// How the image contradicts itself; nil when it does not, as far as is known.
+  public internal(set) var damage: String?
   public internal(set) var uptimeNanoseconds: UInt64
 
   public internal(set) var connectionCount: Int

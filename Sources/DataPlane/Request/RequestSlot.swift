@@ -21,6 +21,7 @@ import NBDProtocol
 ///                  FLUSH:  awaitingFlush ─► finished
 ///                  STATUS: collectingStatus ─► finished
 ///                  RESIZE: resizing ─► [the stages of ZERO ─► resizing] ─► finished
+///     WRITE, ZERO and TRIM begin with [awaitingMarks] where a persistent bitmap records
 ///     any ─► unwinding ─► finished, once nothing is in flight for it
 enum Stage: UInt8 {
   case free
@@ -28,6 +29,8 @@ enum Stage: UInt8 {
   case receiving
   /// Reading through the chain into the scan's buffer; goes on at `afterScan`.
   case scanning
+  /// Waiting until the file marks the regions that are going to change (Persistence/).
+  case awaitingMarks
   /// Waiting until no unaligned write shares a block with this one.
   case claiming
   case readingHeadEdge
@@ -56,6 +59,8 @@ enum Stage: UInt8 {
   case releasing
   /// Making the disk larger; `ResizeState.Step` tells how far it is.
   case resizing
+  /// Changing what bitmaps the image keeps; `BitmapWork.Step` tells how far it is.
+  case storingBitmaps
   case unwinding
   /// The reply can be made.
   case finished
@@ -65,8 +70,9 @@ enum Stage: UInt8 {
   /// Whether a request at this stage may read or write at a place that it found before.
   var usesPlaces: Bool {
     switch self {
-    case .free, .receiving, .finished, .replying: false
-    case .scanning, .claiming, .readingHeadEdge, .readingTailEdge, .placing, .makingTable,
+    case .free, .receiving, .storingBitmaps, .finished, .replying: false
+    case .scanning, .awaitingMarks, .claiming, .readingHeadEdge, .readingTailEdge, .placing,
+      .makingTable,
       .writingTable, .allocating, .fillingHead, .fillingTail, .gathering, .writingClusters,
       .committing, .awaitingWrites, .nextZeroPiece, .zeroingClusters, .provisioning,
       .mappingZeroes, .awaitingPool, .collectingStatus, .awaitingFlush, .releasing, .resizing,
@@ -110,6 +116,10 @@ struct ClusterAllocation {
   /// Guest offset of the run; meaningful while `clusterCount > 0`.
   var guestStart: UInt64 = 0
   var clusterCount = 0
+  /// The guest bytes that get their place, where that is not all of the clusters: the subclusters
+  /// that the write touches (Write+Subclusters.swift).
+  var placedStart: UInt64 = 0
+  var placedEnd = UInt64.max
   var host: UInt64 = 0
   /// The host clusters have never been written, so they read as zeroes.
   var isFresh = false
@@ -234,6 +244,11 @@ struct RequestSlot {
     offset = header.offset
     length = header.length
     stage = .receiving
+  }
+
+  /// Lets a change that would begin now wait for the marks of its regions.
+  mutating func holdForMarks() {
+    if stage == .claiming { stage = .awaitingMarks }
   }
 
   /// The part of the buffer that the payload has not filled yet.

@@ -36,11 +36,17 @@ public enum OpenChain {
     public var requiresSupport: Bool
     /// Off for `check`, which looks at a dirty image as it is.
     public var rebuildsDirty: Bool
+    /// On for who keeps up the persistent bitmaps of an image that it writes.
+    public var keepsBitmaps = false
     /// Off for verbs that change tables but no byte of the disk: what autoclear bits that we know
     /// say of the disk stays true.
     public var changesDisk: Bool
+    /// Id or name of the top image's internal snapshot that is to be read in the place of its disk.
+    public var snapshot: String?
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
+    /// Data files that images may name besides those in their own folders.
+    public var allowedDataFiles: [String] = []
     /// The keys of encrypted images; nil: there are none.
     public var keys: KeyRing?
     /// Off for verbs that look at no data of the guest: these need no keys.
@@ -49,7 +55,7 @@ public enum OpenChain {
     public init(
       detection: Detection = .topQcow2, takesLocks: Bool = true, followsBackingFiles: Bool = true,
       requiresSupport: Bool = true, rebuildsDirty: Bool = true, changesDisk: Bool = true,
-      remote: (any RemoteOpener)? = nil
+      snapshot: String? = nil, remote: (any RemoteOpener)? = nil
     ) {
       self.remote = remote
       self.detection = detection
@@ -58,6 +64,7 @@ public enum OpenChain {
       self.requiresSupport = requiresSupport
       self.rebuildsDirty = rebuildsDirty
       self.changesDisk = changesDisk
+      self.snapshot = snapshot
     }
   }
 
@@ -90,6 +97,10 @@ public enum OpenChain {
       }
       let layer = try describe(
         storage, source, access: layers.isEmpty ? access : .readOnly, options: options)
+      if let data = layer.dataStorage, !identities.insert(try data.identity()).inserted {
+        throw ImageFault(
+          layer.path, "its data file \(data.path) is an image of the same chain", kind: .corrupt)
+      }
       layers.append(layer)
       next = options.followsBackingFiles ? try LayerSource(below: layer, options: options) : nil
     }
@@ -115,8 +126,10 @@ public enum OpenChain {
     } else {
       format = try detectFormat(of: storage, source, options.detection)
     }
+    let snapshot = source.overlay == nil ? options.snapshot : nil
     switch format {
     case .raw:
+      if snapshot != nil { throw SnapshotEditor.noneInRaw(storage.path) }
       return try OpenedLayer(raw: storage)
     case .qcow2:
       var header = try OpenedLayer.readHeader(of: storage)
@@ -124,6 +137,7 @@ public enum OpenChain {
         if options.requiresSupport {
           try header.requireSupported(
             forWriting: access == .readWrite, needsNoKey: options.keys != nil || !options.needsKeys)
+          if access == .readWrite, !options.keepsBitmaps { try header.requireNoBitmaps() }
           try ClusterCodec(rawValue: header.compressionType)?.load()
         } else if access == .readWrite {
           try header.requireKnownFeatures()
@@ -132,17 +146,31 @@ public enum OpenChain {
         throw ImageFault(storage.path, error)
       }
       let cipher = try cipher(of: storage, header, options)
+      let dataStorage = try DataFile.open(of: storage, header, access: access, options: options)
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
+        do throws(ImageError) {
+          try header.requireCheckable()
+        } catch {
+          throw ImageFault(storage.path, error)
+        }
         header = try RebuildRefcounts.run(on: storage, header: header)
       }
       // qcow2.rst, "autoclear_features": what we do not keep up is cleared before the first write.
-      // Valid bitmaps were refused above by who changes the disk.
-      let kept = options.changesDisk ? [] : header.autoclearFeatures.intersection(.known)
+      // Valid bitmaps were refused above by who changes the disk and does not keep them up; raw
+      // external data is kept up.
+      var ours: AutoclearFeatures = .rawExternalData
+      if header.hasPersistentBitmaps { ours.formUnion([.bitmaps, .completeBitmaps]) }
+      let kept = header.autoclearFeatures.intersection(options.changesDisk ? ours : .known)
       if access == .readWrite && header.autoclearFeatures != kept {
         header.autoclearFeatures = kept
         try storage.rewriteHeader(to: header)
       }
-      return OpenedLayer(qcow2: storage, header: header, cipher: cipher)
+      if let snapshot {
+        precondition(access == .readOnly, "a snapshot is opened for writing")
+        header = try SnapshotEditor.view(of: header, storage, at: snapshot)
+      }
+      return OpenedLayer(
+        qcow2: storage, dataStorage: dataStorage, header: header, cipher: cipher)
     }
   }
 

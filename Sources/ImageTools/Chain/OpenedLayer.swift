@@ -9,6 +9,8 @@ import Qcow2
 /// One image of a backing chain: opened, locked, its header decoded.
 public struct OpenedLayer: Sendable {
   public let storage: LayerFile
+  /// The external data file; nil when the image holds its data itself, or was only looked at.
+  public let dataStorage: LayerFile?
   public let format: ImageFormat
   /// nil for a raw image.
   public let header: Header?
@@ -30,6 +32,7 @@ public struct OpenedLayer: Sendable {
   /// Describes a raw image.
   init(raw storage: LayerFile) throws(ImageFault) {
     self.storage = storage
+    self.dataStorage = nil
     self.format = .raw
     self.header = nil
     self.cipher = nil
@@ -38,9 +41,13 @@ public struct OpenedLayer: Sendable {
   }
 
   /// Describes a qcow2 image with a header that was decoded from this file.
-  init(qcow2 storage: LayerFile, header: Header, cipher: (any SectorCipher)?) {
+  init(
+    qcow2 storage: LayerFile, dataStorage: LayerFile? = nil, header: Header,
+    cipher: (any SectorCipher)?
+  ) {
     self.cipher = cipher
     self.storage = storage
+    self.dataStorage = dataStorage
     self.format = .qcow2
     self.header = header
     self.diskByteCount = header.diskByteCount

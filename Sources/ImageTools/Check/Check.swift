@@ -13,8 +13,26 @@ public enum Check {
     case none
     /// Only give back clusters that nobody uses.
     case leaks
-    /// Also correct counts that are too low, and COPIED flags.
+    /// Also correct counts that are too low and COPIED flags, and turn entries that cannot be right
+    /// into what reads safest.
     case all
+  }
+
+  public struct Options {
+    /// nil: found by its magic.
+    public var format: ImageFormat?
+    public var repair = Repair.none
+    /// The image stays as it is, and a copy of this name is made and repaired.
+    public var copyPath: String?
+    /// Off only for a look at an image that somebody else uses.
+    public var takesLocks = true
+    public var remote: (any RemoteOpener)?
+    /// Memory for reference counts; with less of it the tables are read more often.
+    public var memoryByteCountMax = Checker<ImageFault>.defaultMemoryByteCountMax
+    /// Told now and then how far the check is, in millionths.
+    public var progress: (Int) -> Void = { _ in }
+
+    public init() {}
   }
 
   /// What a check found, after repairs if there were any.
@@ -23,7 +41,7 @@ public enum Check {
     public let report: CheckReport
     public var repairedLeakCount = 0
     public var repairedCorruptionCount = 0
-    /// Why a repair that was asked for was not made; nil when there was nothing to refuse.
+    /// Why a repair that was asked for was not made, or not wholly; nil when nothing is to be said.
     public var refusal: String?
 
     public var hasRepaired: Bool { repairedLeakCount + repairedCorruptionCount > 0 }
@@ -37,18 +55,32 @@ public enum Check {
   /// The exit code of a check that could not be made.
   public static func exitCode(of fault: ImageFault) -> Int32 { fault.kind == .unsupported ? 63 : 1 }
 
-  /// Checks the image at `path`; each thing found goes to `finding` as it is found.
+  /// Checks the image at `path`; each thing found goes to `finding` as it is found, and each repair
+  /// before it is made.
   public static func run(
-    path: String, format: ImageFormat?, repair: Repair, takesLocks: Bool,
-    remote: (any RemoteOpener)? = nil,
-    finding: @escaping (CheckFinding) -> Void
+    path: String, options: Options, finding: @escaping (CheckFinding) -> Void
   ) throws(ImageFault) -> Outcome {
-    let access: ImageFile.Access = repair == .none ? .readOnly : .readWrite
+    guard let copyPath = options.copyPath else {
+      return try runInPlace(path: path, options: options, finding: finding)
+    }
+    try CopyImage.run(from: path, to: copyPath, takesLocks: options.takesLocks)
+    do throws(ImageFault) {
+      return try runInPlace(path: copyPath, options: options, finding: finding)
+    } catch {
+      try CopyImage.remove(copyPath, because: error)
+    }
+  }
+
+  private static func runInPlace(
+    path: String, options: Options, finding: @escaping (CheckFinding) -> Void
+  ) throws(ImageFault) -> Outcome {
     let layers = try OpenChain.open(
-      path: path, format: format, access: access,
+      path: path, format: options.format,
+      access: options.repair == .none ? .readOnly : .readWrite,
       options: OpenChain.Options(
-        detection: .top, takesLocks: takesLocks, followsBackingFiles: false,
-        requiresSupport: false, rebuildsDirty: false, changesDisk: false, remote: remote))
+        detection: .top, takesLocks: options.takesLocks, followsBackingFiles: false,
+        requiresSupport: false, rebuildsDirty: false, changesDisk: false,
+        remote: options.remote))
     guard let header = layers[0].header else {
       throw ImageFault(path, "a raw image has no metadata to check", kind: .unsupported)
     }
@@ -58,44 +90,53 @@ public enum Check {
     } catch {
       throw ImageFault(path, error)
     }
-    let first = try report(storage, header, finding)
-    let repairs =
-      switch repair {
-      case .none: false
-      case .leaks: first.leakCount > 0 && first.corruptionCount == 0
-      case .all: !first.isClean || header.isDirty || header.isMarkedCorrupt
+    let (first, contested) = try check(storage, header, options, finding)
+    let repaired: Header
+    switch options.repair {
+    case .none: return Outcome(path: path, report: first)
+    case .leaks:
+      if first.corruptionCount > 0 {
+        var outcome = Outcome(path: path, report: first)
+        outcome.refusal = "not repaired: it has more than leaks; use -r all"
+        return outcome
       }
-    guard repairs else { return unrepaired(path, first, repair) }
-    guard first.tableCorruptionCount == 0 else { return unrepaired(path, first, repair) }
-    var clean = header
-    clean.incompatibleFeatures.remove(.corrupt)
-    let repaired = try RebuildRefcounts.run(on: storage, header: clean)
-    return Outcome(
-      path: path, report: try report(storage, repaired, finding),
-      repairedLeakCount: first.leakCount, repairedCorruptionCount: first.corruptionCount)
+      repaired = try RebuildRefcounts.correct(storage, header, first)
+      try storage.synchronize()
+    case .all:
+      if first.isClean, !header.isDirty, !header.isMarkedCorrupt {
+        return Outcome(path: path, report: first)
+      }
+      repaired = try ImageRepair(storage: storage, finding: finding)
+        .run(header, first, contested: contested)
+    }
+    return outcome(
+      path, first, after: try check(storage, repaired, options, finding).report)
   }
 
-  /// The outcome of a check that repaired nothing, with the reason if something was asked for.
-  private static func unrepaired(
-    _ path: String, _ report: CheckReport, _ repair: Repair
+  private static func outcome(
+    _ path: String, _ first: CheckReport, after report: CheckReport
   ) -> Outcome {
-    var outcome = Outcome(path: path, report: report)
-    if repair == .none || report.isClean { return outcome }
-    outcome.refusal =
-      report.tableCorruptionCount > 0
-      ? "not repaired: its tables are damaged, which new reference counts do not cure; copy what "
-        + "can be read (qemu-img convert), or repair it with loss (qemu-img check -r all)"
-      : "not repaired: it has more than leaks; use -r all"
+    var outcome = Outcome(
+      path: path, report: report,
+      repairedLeakCount: max(0, first.leakCount - report.leakCount),
+      repairedCorruptionCount: max(0, first.corruptionCount - report.corruptionCount))
+    if report.corruptionCount > 0 {
+      outcome.refusal =
+        "\(report.corruptionCount) errors could not be repaired; copy what can be read "
+        + "(qemu-img convert)"
+    }
     return outcome
   }
 
-  private static func report(
-    _ storage: LayerFile, _ header: Header, _ finding: @escaping (CheckFinding) -> Void
-  ) throws(ImageFault) -> CheckReport {
-    var checker = try RebuildRefcounts.makeChecker(
-      try MetadataReader(storage), header, finding: finding)
+  private static func check(
+    _ storage: LayerFile, _ header: Header, _ options: Options,
+    _ finding: @escaping (CheckFinding) -> Void
+  ) throws(ImageFault) -> (report: CheckReport, contested: Set<UInt64>) {
+    var checker = try MetadataReader(storage).makeChecker(
+      header, memoryByteCountMax: options.memoryByteCountMax, finding: finding)
+    checker.progress = options.progress
     try checker.run()
-    return checker.report
+    return (checker.report, checker.contestedTables)
   }
 }
 

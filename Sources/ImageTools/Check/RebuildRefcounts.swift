@@ -17,65 +17,139 @@ public enum RebuildRefcounts {
   /// Refuses an image whose L1, L2 or other tables are damaged: new counts do not cure those.
   public static func run(on storage: LayerFile, header: Header) throws(ImageFault) -> Header {
     let reader = try MetadataReader(storage)
-    var checker = try makeChecker(reader, header)
+    var checker = try reader.makeChecker(header)
     try checker.run()
-    let report = checker.report
-    guard report.tableCorruptionCount == 0 else {
+    guard checker.report.tableCorruptionCount == 0 else {
       throw ImageFault(
         storage.path,
-        "its tables are damaged (\(report.tableCorruptionCount) errors), which rebuilding the "
-          + "reference counts does not cure",
-        wayOut: "copy what can be read (qemu-img convert), or repair it with loss (qemu-img check "
-          + "-r all)", kind: .corrupt)
+        "its tables are damaged (\(checker.report.tableCorruptionCount) errors), which rebuilding "
+          + "the reference counts does not cure",
+        wayOut: "look at them (strata check), and copy what can be read (qemu-img convert) or "
+          + "repair it with loss (strata check -r all --to COPY)", kind: .corrupt)
     }
-    var repaired = header
-    if !report.isClean {
-      let blocks = RefcountBlocks(header: header, reader: reader)
-      let isComplete = try blocks.cover(checker.counts)
-      if isComplete && !report.refcountStructureIsBroken {
-        try blocks.correct(to: checker.counts)
-      } else {
-        repaired = try writeNewStructure(reader, header)
-      }
-      try CopiedFlagRepair(header: header, reader: reader, counts: checker.counts).run()
-    }
+    var repaired = try correct(storage, header, checker.report)
     repaired.incompatibleFeatures.remove(.dirty)
     try storage.synchronize()
     try storage.rewriteHeader(to: repaired)
     return repaired
   }
 
-  static func makeChecker(
-    _ reader: MetadataReader, _ header: Header, finding: @escaping (CheckFinding) -> Void = { _ in }
-  ) throws(ImageFault) -> Checker<ImageFault> {
-    let path = reader.storage.path
-    let allocatedByteCount =
-      (reader.hasHoles ? try reader.storage.allocatedByteCount() : nil) ?? reader.fileByteCount
-    return try Checker(
-      header: header, fileByteCount: reader.fileByteCount,
-      allocatedByteCount: allocatedByteCount,
-      read: { (offset, byteCount) throws(ImageFault) in try reader.read(offset, byteCount) },
-      fault: { ImageFault(path, $0) }, finding: finding)
+  /// Makes counts and flags agree with the references, as a check has found them, and returns the
+  /// header that names the counts. The dirty and the corrupt bit stay.
+  static func correct(
+    _ storage: LayerFile, _ header: Header, _ report: CheckReport
+  ) throws(ImageFault) -> Header {
+    if report.isClean { return header }
+    let reader = try MetadataReader(storage)
+    if report.refcountStructureIsBroken || report.needsMoreRefcountBlocks {
+      return try writeNewStructure(reader, header, report)
+    }
+    var checker = try reader.makeChecker(header)
+    try checker.forEachWindow(withStructure: true) { (checker) throws(ImageFault) in
+      try correctBlocks(reader, header, checker.counts)
+      try correctFlags(reader, header, checker.counts)
+    }
+    return header
   }
+
+  // MARK: In place
+
+  /// Writes the blocks that differ from `counts`, which cover whole blocks.
+  private static func correctBlocks(
+    _ reader: MetadataReader, _ header: Header, _ counts: ClusterCounts
+  ) throws(ImageFault) {
+    let geometry = header.geometry
+    let perBlock = geometry.refcountBlockEntryCount
+    let clusterByteCount = Int(geometry.clusterByteCount)
+    var first = counts.window.lowerBound
+    while first < counts.window.upperBound {
+      let clusters = first..<min(first + perBlock, counts.window.upperBound)
+      if let offset = try reader.refcountBlock(first / perBlock, header) {
+        let old = try reader.read(offset, clusterByteCount)
+        var new = old + [UInt8](repeating: 0, count: clusterByteCount - old.count)
+        for cluster in clusters {
+          Refcount.store(
+            min(counts[cluster], geometry.refcountMax), to: &new,
+            at: Int(cluster - clusters.lowerBound), order: geometry.refcountOrder)
+        }
+        if !(new.starts(with: old) && new[old.count...].allSatisfy { $0 == 0 }) {
+          try reader.storage.write(new, at: offset)
+        }
+      }
+      first += perBlock
+    }
+  }
+
+  /// Sets the COPIED flags of the active L1 table and of its L2 tables where the reference count is
+  /// one, and clears them elsewhere.
+  private static func correctFlags(
+    _ reader: MetadataReader, _ header: Header, _ counts: ClusterCounts
+  ) throws(ImageFault) {
+    let countOf = { (cluster: UInt64) -> UInt64? in
+      counts.window.contains(cluster) ? UInt64(counts[cluster]) : nil
+    }
+    let flags = CopiedFlags(header, fileByteCount: reader.fileByteCount)
+    let clusterByteCount = Int(header.geometry.clusterByteCount)
+    var seen: Set<UInt64> = []
+    var first = 0
+    while first < header.l1EntryCount {
+      let count = min(131_072, header.l1EntryCount - first)
+      let offset = header.l1TableOffset.byteOffset + UInt64(first) * 8
+      let words = try reader.read(offset, count * 8).bigEndianWords()
+      let corrected = flags.corrected(l1: words, count: countOf)
+      if corrected != words { try reader.write(corrected, at: offset) }
+      for word in corrected {
+        let table = L1Entry(rawValue: word).tableOffset.byteOffset
+        guard table != 0, table < reader.fileByteCount, seen.insert(table).inserted else {
+          continue
+        }
+        let old = try reader.read(table, clusterByteCount).bigEndianWords()
+        let new = flags.corrected(l2: old, count: countOf)
+        if new != old { try reader.write(new, at: table) }
+      }
+      first += count
+    }
+  }
+
+  // MARK: Anew
 
   /// Writes counts for everything but the old structure and returns the header that points there.
   private static func writeNewStructure(
-    _ reader: MetadataReader, _ header: Header
+    _ reader: MetadataReader, _ header: Header, _ report: CheckReport
   ) throws(ImageFault) -> Header {
-    var counter = try makeChecker(reader, header)
-    try counter.countReferences()
+    let geometry = header.geometry
+    let perBlock = geometry.refcountBlockEntryCount
+    // A cluster that the end of the file cuts off may still be in use.
+    let firstFreeCluster = max(
+      geometry.clusterCount(for: reader.fileByteCount),
+      geometry.clusterCount(for: report.imageEndOffset))
+    var blocks: Set<UInt64> = []
+    var counter = try reader.makeChecker(header)
+    try counter.forEachWindow(withStructure: false) { (counter) throws(ImageFault) in
+      for first in counter.counts.blockStarts(perBlock) { blocks.insert(first / perBlock) }
+    }
     let plan: RefcountPlan
     do throws(ImageError) {
       plan = try RefcountPlan(
-        counts: counter.counts, geometry: header.geometry, fileByteCount: reader.fileByteCount)
+        blocks: blocks, firstFreeCluster: firstFreeCluster, geometry: geometry)
     } catch {
       throw ImageFault(reader.storage.path, error)
     }
-    for position in plan.blockIndices.indices {
-      try reader.storage.write(
-        plan.blockBytes(at: position), at: plan.blockOffset(at: position).byteOffset)
+    var position = 0
+    try counter.forEachWindow(withStructure: false) { (counter) throws(ImageFault) in
+      let isLast = counter.isLastWindow
+      while position < plan.blockIndices.count,
+        isLast || plan.clusters(at: position).lowerBound < counter.counts.window.upperBound
+      {
+        try reader.storage.write(
+          plan.blockBytes(at: position, counts: counter.counts),
+          at: plan.blockOffset(at: position).byteOffset)
+        position += 1
+      }
+      try correctFlags(reader, header, counter.counts)
     }
     try reader.storage.write(plan.tableBytes(), at: plan.tableOffset.byteOffset)
+    try reader.storage.synchronize()
     var repaired = header
     repaired.refcountTableOffset = plan.tableOffset
     repaired.refcountTableClusterCount = Int(plan.tableClusterCount)

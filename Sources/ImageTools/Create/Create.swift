@@ -37,7 +37,24 @@ public enum Create {
     options.diskByteCount = try diskByteCount(path, options: options, base: base)
     let content = try NewImage(path: path, format: format, options: options, key: key)
     try withTarget(path, base: base, remote: remote) { (storage, isNew) throws(ImageFault) in
-      try content.write(to: storage, isNew: isNew)
+      guard let name = options.dataFile else {
+        return try content.write(to: storage, isNew: isNew)
+      }
+      // The data file first, so that no image names one that is not there.
+      let others =
+        try [storage.identity()]
+        + base.map { layer throws(ImageFault) in
+          try layer.storage.identity()
+        }
+      let data = BackingName(name).path(relativeTo: path)
+      try withTarget(data, base: [], remote: nil) { (file, isNewFile) throws(ImageFault) in
+        guard try !others.contains(file.identity()) else {
+          throw ImageFault(data, "the data file is the image or its base", kind: .refused)
+        }
+        try NewImage(path: data, format: .raw, options: options, key: nil)
+          .write(to: file, isNew: isNewFile)
+        try content.write(to: storage, isNew: isNew)
+      }
     }
     return content.summary(requestedByteCount: requested)
   }

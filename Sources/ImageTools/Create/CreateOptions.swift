@@ -16,8 +16,14 @@ public struct CreateOptions: Hashable, Sendable {
   public var compatibility: String?
   public var refcountOrder = 4
   public var usesLazyRefcounts = false
+  /// Whether each cluster consists of 32 subclusters with a state of their own.
+  public var hasSubclusters = false
   /// How clusters will be packed that are written compressed.
   public var codec = ClusterCodec.deflate
+  /// Where guest data goes, relative to the image's folder; nil: into the image.
+  public var dataFile: String?
+  /// The data file is to be readable as a raw image.
+  public var dataIsRaw = false
   public var backingFile: String?
   public var backingFormat: ImageFormat?
   /// Bytes of the disk; nil takes the backing file's.
@@ -62,25 +68,28 @@ public struct CreateOptions: Hashable, Sendable {
       }
       refcountOrder = bits.trailingZeroBitCount
     case "lazy_refcounts": usesLazyRefcounts = try Self.flag(value, of: name, path: path)
+    case "data_file": dataFile = value
+    case "data_file_raw": dataIsRaw = try Self.flag(value, of: name, path: path)
+    case "extended_l2": hasSubclusters = try Self.flag(value, of: name, path: path)
     case "encryption":
       guard value == "off" else {
         throw ImageFault(
           path, "encryption=\(value) is the old method AES, which is broken and not supported",
           wayOut: "use encrypt.format=luks", kind: .unsupported)
       }
-    case "preallocation", "extended_l2", "data_file_raw", "nocow":
+    case "preallocation", "nocow":
       guard value == "off" else { throw Self.refuseUnsupported(path, name, value) }
     case "compression_type":
       guard let codec = [ClusterCodec.deflate, .zstd].first(where: { $0.name == value }) else {
         throw Self.refuse(path, name, value, "zlib or zstd")
       }
       self.codec = codec
-    case "data_file": throw Self.refuseUnsupported(path, name, value)
     default:
       throw ImageFault(
         path, "the option '\(name)' is not known",
         wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, compression_type, "
-          + "lazy_refcounts, refcount_bits or encrypt.format", kind: .refused)
+          + "data_file, data_file_raw, extended_l2, lazy_refcounts, refcount_bits or encrypt.format",
+        kind: .refused)
     }
   }
 
@@ -95,11 +104,21 @@ public struct CreateOptions: Hashable, Sendable {
         path, "refcount_bits other than 16 needs version 3", wayOut: "use compat=1.1",
         kind: .refused)
     }
+    if hasSubclusters && version == 2 {
+      throw ImageFault(
+        path, "extended_l2 needs version 3", wayOut: "use compat=1.1", kind: .refused)
+    }
+    if hasSubclusters && clusterBits < ClusterGeometry.extendedClusterBitsMin {
+      throw ImageFault(
+        path, "extended_l2 needs clusters of 16 KiB or more", wayOut: "use a larger cluster_size",
+        kind: .refused)
+    }
     if version == 2 && codec != .deflate {
       throw ImageFault(
         path, "compression_type other than zlib needs version 3", wayOut: "use compat=1.1",
         kind: .refused)
     }
+    try requireConsistentDataFile(path: path)
     if backingFile != nil && backingFormat == nil {
       throw ImageFault(
         path, "the backing file's format is not said and is not guessed",
@@ -112,6 +131,32 @@ public struct CreateOptions: Hashable, Sendable {
     }
     if backingFile == "" {
       throw ImageFault(path, "the backing file's name is empty", kind: .refused)
+    }
+  }
+
+  private func requireConsistentDataFile(path: String) throws(ImageFault) {
+    guard let dataFile else {
+      guard dataIsRaw else { return }
+      throw ImageFault(
+        path, "data_file_raw needs a data file", wayOut: "name it (data_file=NAME)",
+        kind: .refused)
+    }
+    guard version == 3 else {
+      throw ImageFault(path, "data_file needs version 3", wayOut: "use compat=1.1", kind: .refused)
+    }
+    guard !dataFile.isEmpty, !dataFile.utf8.contains(0), BackingName(dataFile).scheme == nil else {
+      throw ImageFault(
+        path, "'\(dataFile)' is no name of a data file", wayOut: "write ./NAME", kind: .refused)
+    }
+    guard !encryption.isWanted else {
+      throw ImageFault(
+        path, "encryption and a data file are not supported together",
+        wayOut: "leave out one of them", kind: .unsupported)
+    }
+    guard backingFile == nil || !dataIsRaw else {
+      throw ImageFault(
+        path, "a raw data file shows the whole disk and cannot be on top of a backing file",
+        wayOut: "leave out data_file_raw or the backing file", kind: .refused)
     }
   }
 

@@ -35,25 +35,39 @@ struct NewImage {
       ? try NewVolume(options.encryption, key: key, path: path) : nil
     self.volume = volume
     do throws(ImageError) {
-      let geometry = ClusterGeometry(
-        clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+      var header = Self.header(options, diskByteCount: diskByteCount)
       let layout = try NewImageLayout(
-        geometry: geometry, diskByteCount: diskByteCount,
+        geometry: header.geometry, diskByteCount: diskByteCount,
         encryptionByteCount: UInt64(volume?.bytes.count ?? 0))
-      var header = Header(
-        version: options.version, geometry: geometry, diskByteCount: diskByteCount)
-      header.backingFile = options.backingFile
-      header.backingFormat = options.backingFormat?.rawValue
-      if options.usesLazyRefcounts { header.compatibleFeatures.insert(.lazyRefcounts) }
-      if options.codec != .deflate {
-        header.compressionType = options.codec.rawValue
-        header.incompatibleFeatures.insert(.compressionType)
-      }
       layout.apply(to: &header)
       self.qcow2 = (try header.encode(), layout)
     } catch {
       throw ImageFault(path, error)
     }
+  }
+
+  /// The header of a qcow2 image with these options, without the places of its tables.
+  static func header(_ options: CreateOptions, diskByteCount: UInt64) -> Header {
+    let geometry = ClusterGeometry(
+      clusterBits: options.clusterBits, refcountOrder: options.refcountOrder,
+      hasSubclusters: options.hasSubclusters)
+    var header = Header(
+      version: options.version, geometry: geometry, diskByteCount: diskByteCount)
+    header.backingFile = options.backingFile
+    header.backingFormat = options.backingFormat?.rawValue
+    if options.usesLazyRefcounts { header.compatibleFeatures.insert(.lazyRefcounts) }
+    if options.codec != .deflate {
+      header.compressionType = options.codec.rawValue
+      header.incompatibleFeatures.insert(.compressionType)
+    }
+    if let dataFile = options.dataFile {
+      header.incompatibleFeatures.insert(.externalDataFile)
+      if options.dataIsRaw { header.autoclearFeatures.insert(.rawExternalData) }
+      header.extensions.insert(
+        HeaderExtension(
+          type: HeaderExtension.externalDataFileType, content: Array(dataFile.utf8)), at: 0)
+    }
+    return header
   }
 
   /// Writes the image and makes it and its name durable.
@@ -119,12 +133,15 @@ struct NewImage {
     var line = "Formatting '\(path)', fmt=qcow2 "
     for option in options.encryption.given { line += "\(option) " }
     line += "cluster_size=\(1 << options.clusterBits) "
-    line += "extended_l2=off compression_type=\(options.codec.name) size=\(size)"
+    line += "extended_l2=\(options.hasSubclusters ? "on" : "off") "
+    line += "compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }
     if let backingFormat = options.backingFormat {
       line += " backing_fmt=\(backingFormat.rawValue)"
     }
+    if let dataFile = options.dataFile { line += " data_file=\(dataFile)" }
+    if options.dataIsRaw { line += " data_file_raw=on" }
     line += " lazy_refcounts=\(options.usesLazyRefcounts ? "on" : "off")"
     return line + " refcount_bits=\(1 << options.refcountOrder)"
   }

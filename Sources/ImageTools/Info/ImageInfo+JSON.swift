@@ -22,6 +22,15 @@ extension ImageInfo {
     return json.finish()
   }
 
+  /// The array of the snapshots alone, which may be empty.
+  public var snapshotJSONText: String {
+    var json = JSONWriter()
+    json.beginArray()
+    writeSnapshotObjects(to: &json)
+    json.end()
+    return json.finish()
+  }
+
   private func write(to json: inout JSONWriter) {
     json.beginObject()
     if let format = header?.backingFormat, header?.backingFile != nil {
@@ -115,6 +124,11 @@ extension ImageInfo {
   private func writeSnapshots(to json: inout JSONWriter) {
     if snapshots.isEmpty { return }
     json.beginArray("snapshots")
+    writeSnapshotObjects(to: &json)
+    json.end()
+  }
+
+  private func writeSnapshotObjects(to json: inout JSONWriter) {
     for snapshot in snapshots {
       json.beginObject()
       if let count = snapshot.instructionCount { json.field("icount", count) }
@@ -127,6 +141,5 @@ extension ImageInfo {
       json.field("vm-state-size", snapshot.machineStateByteCount)
       json.end()
     }
-    json.end()
   }
 }

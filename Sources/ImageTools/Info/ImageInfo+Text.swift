@@ -18,6 +18,9 @@ extension ImageInfo {
     return lines.map { $0 + "\n" }.joined()
   }
 
+  /// The table of the snapshots; nothing when there are none.
+  public var snapshotText: String { snapshotLines.map { $0 + "\n" }.joined() }
+
   private func qcow2Lines(of header: Header) -> [String] {
     var lines: [String] = []
     if header.encryptionMethod != 0 { lines.append("encrypted: yes") }
@@ -137,7 +140,4 @@ extension BitmapEntry {
   var flagNames: [String] {
     (flags & Self.inUseFlag != 0 ? ["in-use"] : []) + (flags & Self.autoFlag != 0 ? ["auto"] : [])
   }
-
-  /// Bytes of the disk for each bit; 0 where the image claims more than fits.
-  var granularityByteCount: UInt64 { granularityBits < 64 ? 1 << UInt64(granularityBits) : 0 }
 }

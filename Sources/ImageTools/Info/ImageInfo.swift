@@ -27,13 +27,13 @@ public struct ImageInfo: Sendable {
   /// Looks at the image at `path` and, if asked, at everything below it.
   public static func list(
     path: String, format: ImageFormat?, includesBackingChain: Bool, takesLocks: Bool,
-    remote: (any RemoteOpener)? = nil
+    snapshot: String? = nil, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> [ImageInfo] {
     let layers = try OpenChain.open(
       path: path, format: format, access: .readOnly,
       options: OpenChain.Options(
         detection: .all, takesLocks: takesLocks, followsBackingFiles: includesBackingChain,
-        requiresSupport: false, remote: remote))
+        requiresSupport: false, snapshot: snapshot, remote: remote))
     var list: [ImageInfo] = []
     for layer in layers { list.append(try ImageInfo(layer)) }
     return list

@@ -35,12 +35,12 @@ struct LayerMap {
   private let mayHaveHoles: Bool
 
   init(_ layer: OpenedLayer) throws(ImageFault) {
-    self.path = layer.path
+    self.path = layer.dataStorage?.path ?? layer.path
     self.diskByteCount = layer.diskByteCount
     self.tables = layer.header.map(MappingTables.init)
     self.reader = try MetadataReader(layer.storage)
     self.tellsHoles = try layer.storage.tellsHoles()
-    if let header = layer.header {
+    if let header = layer.header, layer.dataStorage == nil {
       self.mayHaveHoles = try PreallocationProbe(header: header, reader: reader).run()
     } else {
       self.mayHaveHoles = false
@@ -123,6 +123,23 @@ struct LayerMap {
     return run
   }
 
+  /// Where the compressed cluster at `offset` is stored.
+  mutating func compressedRange(at offset: UInt64) throws(ImageFault) -> ByteRange {
+    guard let tables else { preconditionFailure("a raw layer has no clusters") }
+    let geometry = tables.geometry
+    let guest = GuestOffset(byteOffset: offset)
+    let l1 = L1Entry(
+      rawValue: try l1Slice.word(
+        geometry.l1Index(of: guest), ofTableAt: tables.l1TableOffset,
+        entryCount: tables.l1EntryCount, reader))
+    let wordsPerEntry = geometry.l2EntryByteCount / 8
+    let l2 = L2Entry(
+      rawValue: try l2Slice.word(
+        geometry.l2Index(of: guest) * wordsPerEntry, ofTableAt: l1.tableOffset.byteOffset,
+        entryCount: geometry.tableWordCount, reader))
+    return l2.compressedRange(in: geometry)
+  }
+
   /// What the cluster says of its bytes from `inCluster` on: of all, or of equal subclusters.
   private mutating func clusterRun(
     _ index: Int, from inCluster: UInt64, _ table: UInt64, _ tables: MappingTables
@@ -132,7 +149,8 @@ struct LayerMap {
     let entry = L2Entry(
       rawValue: try l2Slice.word(
         index * wordsPerEntry, ofTableAt: table, entryCount: geometry.tableWordCount, reader))
-    var kind = entry.kind(in: geometry, version: tables.version)
+    var kind = entry.kind(
+      in: geometry, version: tables.version, hasDataFile: tables.hasDataFile)
     var run = LayerRun.absent(geometry.clusterByteCount - inCluster)
     if geometry.hasSubclusters {
       let bitmap = SubclusterBitmap(
@@ -173,6 +191,7 @@ struct LayerMap {
 private struct MappingTables {
   let geometry: ClusterGeometry
   let version: Int
+  let hasDataFile: Bool
   let l1TableOffset: UInt64
   let l1EntryCount: Int
   let isEncrypted: Bool
@@ -180,6 +199,7 @@ private struct MappingTables {
   init(_ header: Header) {
     geometry = header.geometry
     version = header.version
+    hasDataFile = header.incompatibleFeatures.contains(.externalDataFile)
     l1TableOffset = header.l1TableOffset.byteOffset
     l1EntryCount = header.l1EntryCount
     isEncrypted = header.encryptionMethod != 0

@@ -13,12 +13,14 @@ public enum Map {
   /// - Parameters:
   ///   - start: where to begin; nothing comes when it is past the end.
   ///   - byteCountMax: how far to go, nil for the whole disk.
+  ///   - snapshot: id or name of the image's snapshot to be mapped in the place of its disk.
   public static func run(
     path: String, format: ImageFormat?, takesLocks: Bool, start: UInt64 = 0,
-    byteCountMax: UInt64? = nil, remote: (any RemoteOpener)? = nil,
+    byteCountMax: UInt64? = nil, snapshot: String? = nil, remote: (any RemoteOpener)? = nil,
     extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
   ) throws(ImageFault) {
-    var options = OpenChain.Options(detection: .top, takesLocks: takesLocks, remote: remote)
+    var options = OpenChain.Options(
+      detection: .top, takesLocks: takesLocks, snapshot: snapshot, remote: remote)
     options.needsKeys = false
     let layers = try OpenChain.open(
       path: path, format: format, access: .readOnly, options: options)
@@ -34,7 +36,7 @@ public enum Map {
         next = try resolve(at: offset, end: end, &maps)
       } catch let fault {
         // What was found before the fault is shown.
-        if let pending { try extent(pending, layers[pending.depth].path) }
+        if let pending { try extent(pending, maps[pending.depth].path) }
         throw fault
       }
       offset = next.end
@@ -46,16 +48,16 @@ public enum Map {
         last.byteCount += next.byteCount
         pending = last
       } else {
-        try extent(last, layers[last.depth].path)
+        try extent(last, maps[last.depth].path)
         pending = next
       }
     }
-    if let pending { try extent(pending, layers[pending.depth].path) }
+    if let pending { try extent(pending, maps[pending.depth].path) }
   }
 
   /// The source of the disk at `offset`: the first layer from the top that holds it. What no layer
   /// holds reads as zeroes and counts for the layer where the search ended.
-  private static func resolve(
+  static func resolve(
     at offset: UInt64, end: UInt64, _ maps: inout [LayerMap]
   ) throws(ImageFault) -> MapExtent {
     var limit = end - offset

@@ -12,6 +12,17 @@ public struct CheckReport: Hashable, Sendable {
   public var tableCorruptionCount = 0
   /// Whether the refcount structure itself is broken, so that it cannot be corrected in place.
   public var refcountStructureIsBroken = false
+  /// Clusters are in use that no refcount block counts.
+  public var needsMoreRefcountBlocks = false
+  /// Why the persistent bitmaps cannot all be used; nil when they can.
+  public var bitmapFlaw: String?
+  /// The snapshots that cannot be used, by their index in the table, and why.
+  public var snapshotFlaws: [Int: String] = [:]
+  /// How many snapshots can be read before the table is damaged; nil when all can.
+  public var readableSnapshotCount: Int?
+  /// Whether the snapshot table has to be written anew: it lies on something else, or an entry has
+  /// more extra data than it may.
+  public var snapshotTableIsContested = false
   public var totalClusterCount: UInt64 = 0
   public var allocatedClusterCount: UInt64 = 0
   public var fragmentedClusterCount: UInt64 = 0
@@ -26,7 +37,19 @@ public struct CheckReport: Hashable, Sendable {
 
 /// One thing that a check found, with the sentence that says it.
 public struct CheckFinding: Hashable, Sendable {
-  public enum Severity: Sendable { case corruption, leak }
+  public enum Severity: Sendable {
+    case corruption
+    case leak
+    /// Says more of something that is counted elsewhere.
+    case remark
+    /// Will be changed now.
+    case repair
+  }
   public let severity: Severity
   public let text: String
+
+  public init(severity: Severity, text: String) {
+    self.severity = severity
+    self.text = text
+  }
 }

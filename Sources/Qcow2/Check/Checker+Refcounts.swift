@@ -6,12 +6,23 @@
 import BlockTypes
 
 extension Checker {
+  private var countsRule: String { "Host cluster management" }
+
   /// Counts the refcount table and its blocks.
   mutating func countRefcountStructure() throws(Failure) {
     let geometry = header.geometry
     let table = header.refcountTableOffset.byteOffset
     let tableByteCount = UInt64(header.refcountTableClusterCount) << UInt64(geometry.clusterBits)
-    try reference(table, tableByteCount, by: "the refcount table")
+    guard tableByteCount > 0, table != 0, table.isAligned(to: geometry.clusterByteCount),
+      !rules.isPastEnd(table, tableByteCount)
+    else {
+      report.refcountStructureIsBroken = true
+      corrupt("the refcount table is missing or lies behind the file", countsRule)
+      return
+    }
+    let before = conflicts.count
+    try reference(table, tableByteCount, as: .table, by: "the refcount table")
+    if conflicts.count > before { report.refcountStructureIsBroken = true }
     var first = 0
     let entryCount = Int(tableByteCount / 8)
     while first < entryCount {
@@ -26,128 +37,165 @@ extension Checker {
 
   private mutating func countRefcountBlock(_ word: UInt64, index: Int) throws(Failure) {
     let geometry = header.geometry
-    let cluster = word >> UInt64(geometry.clusterBits)
-    let block = refcountBlockOffset(word)
-    guard let block, cluster < geometry.clusterCount(for: fileByteCount) else {
+    let name = "refcount block \(index) at host offset \(word)"
+    guard word.isAligned(to: geometry.clusterByteCount),
+      word >> UInt64(geometry.clusterBits) < geometry.clusterCount(for: fileByteCount)
+    else {
+      guard isFirstPass else { return }
       report.refcountStructureIsBroken = true
-      corrupt("refcount block \(index) is unaligned or outside the file")
+      corrupt("\(name) is not aligned to a cluster or lies outside the file", countsRule)
       return
     }
-    try reference(block, geometry.clusterByteCount, by: "refcount block \(index)")
-    if counts[cluster] != 1 {
+    try reference(word, geometry.clusterByteCount, as: .refcountBlock, by: name)
+    let cluster = word >> UInt64(geometry.clusterBits)
+    if counts.window.contains(cluster), counts[cluster] != 1 {
       report.refcountStructureIsBroken = true
-      corrupt("refcount block \(index) refcount=\(counts[cluster])")
+      corrupt("\(name) has \(counts[cluster]) references instead of one", countsRule)
     }
-  }
-
-  /// The block that a refcount table entry names; nil when there is none, or no valid one.
-  private func refcountBlockOffset(_ word: UInt64) -> UInt64? {
-    guard word != 0, word.isAligned(to: header.geometry.clusterByteCount) else { return nil }
-    return word
-  }
-
-  /// Compares the counts of all clusters of the file, a refcount block at a time.
-  mutating func compareRefcounts() throws(Failure) {
-    let perBlock = header.geometry.refcountBlockEntryCount
-    var highest: UInt64 = 0
-    var first: UInt64 = 0
-    while first < counts.clusterCount {
-      let end = min(first + perBlock, counts.clusterCount)
-      let block = try refcountBlock(at: first / perBlock)
-      if !(block.isEmpty && counts.isEmpty(in: first..<end)) {
-        try compare(block, first..<end, &highest)
-      }
-      first = end
-      if first / perBlock >= refcountTableEntryCount {
-        // No block counts these; only references matter.
-        first = counts.nextCandidate(from: first) / perBlock * perBlock
-        if first < end { first = end }
-      }
-    }
-    report.imageEndOffset = (highest + 1) << UInt64(header.geometry.clusterBits)
   }
 
   private var refcountTableEntryCount: UInt64 {
     UInt64(header.refcountTableClusterCount) << UInt64(header.geometry.clusterBits - 3)
   }
 
-  /// The bytes of refcount block `index`; none where no block is or where it reads as zeroes.
-  private func refcountBlock(at index: UInt64) throws(Failure) -> [UInt8] {
+  /// The bytes of refcount block `index`; none where it reads as zeroes, nil where no block is.
+  private func refcountBlock(at index: UInt64) throws(Failure) -> [UInt8]? {
     let geometry = header.geometry
-    guard index < refcountTableEntryCount else { return [] }
+    guard index < refcountTableEntryCount else { return nil }
     let entry = try words(at: header.refcountTableOffset.byteOffset + index * 8, count: 1)
-    guard let word = entry.first, let offset = refcountBlockOffset(word), offset < fileByteCount
-    else { return [] }
-    var bytes = try read(offset, Int(geometry.clusterByteCount))
+    guard let word = entry.first, word != 0, word.isAligned(to: geometry.clusterByteCount),
+      word < fileByteCount
+    else { return nil }
+    var bytes = try read(word, Int(geometry.clusterByteCount))
     if bytes.isEmpty { return [] }
     bytes += [UInt8](repeating: 0, count: Int(geometry.clusterByteCount) - bytes.count)
     return bytes
   }
 
-  private mutating func compare(
-    _ block: [UInt8], _ clusters: Range<UInt64>, _ highest: inout UInt64
-  ) throws(Failure) {
-    for cluster in clusters {
-      let index = Int(cluster - clusters.lowerBound)
-      let onDisk =
-        block.isEmpty
-        ? 0 : Refcount.load(block, at: index, order: header.geometry.refcountOrder)
-      let expected = counts[cluster]
-      if onDisk > 0 || expected > 0 { highest = cluster }
-      if onDisk > 0 {
-        do throws(ImageError) {
-          try stored.add(UInt32(min(onDisk, UInt64(UInt32.max))), to: cluster)
-        } catch {
-          throw fault(error)
-        }
+  /// Compares the counts of all clusters of the window, a refcount block at a time.
+  mutating func compareRefcounts(_ highest: inout UInt64) throws(Failure) {
+    let perBlock = header.geometry.refcountBlockEntryCount
+    var first = counts.window.lowerBound
+    while first < counts.window.upperBound {
+      let end = min(first + perBlock, counts.window.upperBound)
+      let block = try refcountBlock(at: first / perBlock)
+      let isReferenced = !counts.isEmpty(in: first..<end)
+      if block == nil && isReferenced { report.needsMoreRefcountBlocks = true }
+      if block?.isEmpty == false || isReferenced {
+        compare(block ?? [], first..<end, &highest)
       }
-      if onDisk < expected {
-        corrupt("cluster \(cluster) refcount=\(onDisk) reference=\(expected)")
-      } else if onDisk > expected {
-        leak("cluster \(cluster) refcount=\(onDisk) reference=\(expected)")
+      first = end
+      if first / perBlock >= refcountTableEntryCount {
+        // No block counts these; only references matter.
+        first = max(end, counts.nextCandidate(from: first) / perBlock * perBlock)
       }
     }
   }
 
-  /// Compares the COPIED flags of the active L1 table and of its L2 tables with the counts on disk.
+  private mutating func compare(
+    _ block: [UInt8], _ clusters: Range<UInt64>, _ highest: inout UInt64
+  ) {
+    let geometry = header.geometry
+    for cluster in clusters {
+      let index = Int(cluster - clusters.lowerBound)
+      let onDisk =
+        block.isEmpty
+        ? 0 : Refcount.load(block, at: index, order: geometry.refcountOrder)
+      let expected = counts[cluster]
+      if onDisk == 0 && expected == 0 { continue }
+      // Counts of what lies behind the file are nobody's.
+      if expected == 0, cluster >= clusterCount - 1 { break }
+      highest = cluster
+      if onDisk == 1 { counts.markStoredOnce(cluster) }
+      if onDisk == expected {
+        // Everybody is counted, and still they overwrite each other.
+        if let conflict = conflicts[cluster] {
+          corrupt(
+            "\(conflict) (host offset \(cluster << UInt64(geometry.clusterBits)))", countsRule)
+          report.tableCorruptionCount += 1
+        }
+        continue
+      }
+      let text =
+        "cluster \(cluster) (host offset \(cluster << UInt64(geometry.clusterBits))) "
+        + "refcount=\(onDisk) reference=\(expected)"
+      if onDisk < expected {
+        corrupt(text, countsRule)
+      } else {
+        leak(text)
+      }
+      if expected > geometry.refcountMax {
+        corrupt(
+          "cluster \(cluster) has more references than its count can hold "
+            + "(\(geometry.refcountMax)); widen the counts (qemu-img amend -o refcount_bits=64)",
+          countsRule)
+        report.tableCorruptionCount += 1
+      }
+      if let conflict = conflicts[cluster] {
+        remark("  \(conflict)")
+        report.tableCorruptionCount += 1
+      }
+    }
+  }
+
+  /// Compares the COPIED flags of the active L1 table and of its L2 tables with the counts on disk,
+  /// as far as these are of clusters of the window.
   mutating func checkCopiedFlags() throws(Failure) {
     let geometry = header.geometry
-    // Tables that several entries share are looked at once.
-    var seen: Set<UInt64> = []
+    // Tables that several entries share are looked at once, or as often as they do not fit here.
+    var tables: [UInt64] = []
     var first = 0
     while first < header.l1EntryCount {
       let count = min(Self.chunkByteCount / 8, header.l1EntryCount - first)
       let words = try words(
         at: header.l1TableOffset.byteOffset + UInt64(first) * 8, count: count)
       for (index, word) in words.enumerated() where word != 0 {
-        let entry = L1Entry(rawValue: word)
-        guard entry.isValid(in: geometry), !entry.isEmpty else { continue }
-        let table = entry.tableOffset.byteOffset
-        guard table < fileByteCount else { continue }
+        let table = word & RawL2Entry.offsetMask
+        guard table != 0, table.isAligned(to: geometry.clusterByteCount), table < fileByteCount
+        else { continue }
         let cluster = table >> UInt64(geometry.clusterBits)
-        if CopiedFlags.corrected(word, count: storedCount(of: cluster)) != word {
-          corrupt("OFLAG_COPIED L2 cluster: l1_index=\(first + index)")
+        if isFlagWrong(word, cluster, isTable: true) {
+          corrupt(
+            "OFLAG_COPIED L2 cluster: l1_index=\(first + index) l1_entry=0x"
+              + "\(String(word, radix: 16)) refcount\(isCopied(word) ? "!" : "=")=1",
+            EntryFlaw.l1Rule)
         }
-        if seen.insert(table).inserted { try checkCopiedFlags(ofTableAt: table) }
+        tables.append(table)
+        if tables.count >= Self.l2TablesMax { try checkCopiedFlags(ofTablesAt: &tables) }
       }
       first += count
     }
+    try checkCopiedFlags(ofTablesAt: &tables)
   }
 
-  private mutating func checkCopiedFlags(ofTableAt table: UInt64) throws(Failure) {
-    let geometry = header.geometry
-    let entries = L2TableWords(try words(at: table, count: geometry.tableWordCount), header)
-    for index in 0..<entries.entryCount {
-      let word = entries.descriptor(index).rawValue
-      let cluster = CopiedFlags.cluster(ofL2: word, geometry: geometry, version: header.version)
-      guard let cluster else { continue }
-      if CopiedFlags.corrected(word, count: storedCount(of: cluster)) != word {
-        corrupt("OFLAG_COPIED data cluster: l2_table=\(table) l2_index=\(index)")
+  private func isCopied(_ word: UInt64) -> Bool { word & L2Entry.copiedFlag != 0 }
+
+  private func isFlagWrong(_ word: UInt64, _ cluster: UInt64, isTable: Bool = false) -> Bool {
+    if rules.hasDataFile, !isTable { return isFirstPass && !isCopied(word) }
+    // Behind the file nothing has a count.
+    guard counts.window.contains(cluster) || cluster >= clusterCount && isFirstPass else {
+      return false
+    }
+    return isCopied(word) != counts.isStoredOnce(cluster)
+  }
+
+  private mutating func checkCopiedFlags(ofTablesAt tables: inout [UInt64]) throws(Failure) {
+    tables.sort()
+    var last: UInt64?
+    for table in tables where table != last {
+      last = table
+      for (index, entry) in try entries(at: table).enumerated() where !entry.isEmpty {
+        let host = entry.hostOffset
+        if entry.isCompressed || host == 0 && !(rules.hasDataFile && entry.isCopied) { continue }
+        guard host.isAligned(to: header.geometry.clusterByteCount) else { continue }
+        if isFlagWrong(entry.word, host >> UInt64(header.geometry.clusterBits)) {
+          corrupt(
+            "OFLAG_COPIED data cluster: l2_table=\(table) l2_index=\(index) l2_entry=0x"
+              + "\(String(entry.word, radix: 16)) refcount\(entry.isCopied ? "!" : "=")=1",
+            EntryFlaw.standardRule)
+        }
       }
     }
-  }
-
-  private func storedCount(of cluster: UInt64) -> UInt64 {
-    cluster < stored.clusterCount ? stored[cluster] : 0
+    tables.removeAll(keepingCapacity: true)
   }
 }

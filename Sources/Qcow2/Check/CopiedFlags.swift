@@ -6,28 +6,47 @@
 import BlockTypes
 
 /// Says what the COPIED flags of an image must be.
-public enum CopiedFlags {
-  /// The cluster whose reference count decides about the flag of an L1 entry; nil for an empty one.
-  public static func cluster(ofL1 entry: UInt64, geometry: ClusterGeometry) -> UInt64? {
-    let l1 = L1Entry(rawValue: entry)
-    return l1.isEmpty ? nil : l1.tableOffset.byteOffset >> UInt64(geometry.clusterBits)
+public struct CopiedFlags {
+  private let rules: EntryRules
+
+  public init(_ header: Header, fileByteCount: UInt64) {
+    rules = EntryRules(header, fileByteCount: fileByteCount)
   }
 
-  /// The cluster that decides about the flag of an L2 entry; nil for an entry without a host
-  /// cluster of its own.
-  public static func cluster(
-    ofL2 entry: UInt64, geometry: ClusterGeometry, version: Int
-  ) -> UInt64? {
-    let l2 = L2Entry(rawValue: entry)
-    switch l2.kind(in: geometry, version: version) {
-    case .normal, .zeroAllocated:
-      return l2.hostOffset.byteOffset >> UInt64(geometry.clusterBits)
-    case .unallocated, .zeroPlain, .compressed, .invalid: return nil
+  /// The words of an L1 table with the flags that the counts demand.
+  ///
+  /// - Parameter count: the reference count of a host cluster; nil leaves its flag as it is.
+  public func corrected<Failure>(
+    l1 words: [UInt64], count: (UInt64) throws(Failure) -> UInt64?
+  ) throws(Failure) -> [UInt64] {
+    var result = words
+    for index in words.indices {
+      let table = words[index] & RawL2Entry.offsetMask
+      if table != 0 { result[index] = try corrected(words[index], table, count) }
     }
+    return result
   }
 
-  /// The entry with the flag that its cluster's reference count demands.
-  public static func corrected(_ entry: UInt64, count: UInt64) -> UInt64 {
-    count == 1 ? entry | L2Entry.copiedFlag : entry & ~L2Entry.copiedFlag
+  /// The words of an L2 table, likewise.
+  public func corrected<Failure>(
+    l2 words: [UInt64], count: (UInt64) throws(Failure) -> UInt64?
+  ) throws(Failure) -> [UInt64] {
+    var result = words
+    for index in stride(from: 0, to: words.count, by: rules.wordsPerEntry) {
+      let entry = RawL2Entry(word: words[index])
+      if entry.isCompressed || entry.hostOffset == 0 { continue }
+      // Clusters of a data file have no counts, and are overwritten in place.
+      result[index] =
+        rules.hasDataFile
+        ? entry.word | L2Entry.copiedFlag : try corrected(entry.word, entry.hostOffset, count)
+    }
+    return result
+  }
+
+  private func corrected<Failure>(
+    _ word: UInt64, _ host: UInt64, _ count: (UInt64) throws(Failure) -> UInt64?
+  ) throws(Failure) -> UInt64 {
+    guard let count = try count(host >> UInt64(rules.geometry.clusterBits)) else { return word }
+    return count == 1 ? word | L2Entry.copiedFlag : word & ~L2Entry.copiedFlag
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A whole new refcount structure for an image whose references are known, placed at the end of the
-// file. Spec: qcow2.rst, "Host cluster management". This file performs no I/O.
+// A whole new refcount structure for an image whose references are known.
+// Spec: qcow2.rst, "Host cluster management". This file performs no I/O.
 
 import BlockTypes
 
@@ -13,23 +13,17 @@ public struct RefcountPlan: Sendable {
   /// Indices in the refcount table of the blocks, ascending.
   public let blockIndices: [UInt64]
   public let tableClusterCount: UInt64
-  private let counts: ClusterCounts
 
-  /// Plans the structure for `counts`, which must not count the old refcount structure.
+  /// Plans the structure.
+  ///
+  /// - Parameters:
+  ///   - blocks: indices of the blocks that count clusters in use, besides the new ones.
+  ///   - firstFreeCluster: behind everything in use.
   public init(
-    counts: ClusterCounts, geometry: ClusterGeometry, fileByteCount: UInt64
+    blocks: Set<UInt64>, firstFreeCluster start: UInt64, geometry: ClusterGeometry
   ) throws(ImageError) {
     let perBlock = geometry.refcountBlockEntryCount
-    var start = geometry.clusterCount(for: fileByteCount)
-    // A cluster that the end of the file cuts off may still be in use.
-    while start < counts.clusterCount && counts[start] > 0 { start += 1 }
-    var blocks: Set<UInt64> = []
-    var first: UInt64 = 0
-    while first < counts.clusterCount {
-      let end = min(first + perBlock, counts.clusterCount)
-      if !counts.isEmpty(in: first..<end) { blocks.insert(first / perBlock) }
-      first = max(end, counts.nextCandidate(from: end) / perBlock * perBlock)
-    }
+    var blocks = blocks
     // The new clusters need counts too; each round can only add blocks at the end, and one block
     // counts at least 64 clusters, so a few rounds suffice.
     var tableClusters: UInt64 = 1
@@ -42,16 +36,16 @@ public struct RefcountPlan: Sendable {
       let needed = geometry.clusterCount(for: (highest + 1) * 8)
       if blocks.count == before && needed == tableClusters { break }
       tableClusters = needed
-    }
-    guard tableClusters << UInt64(geometry.clusterBits) <= UInt64(Header.refcountTableByteCountMax)
-    else {
-      throw ImageError(.unsupported, "the file is too large for a refcount table of 8 MiB")
+      guard
+        tableClusters << UInt64(geometry.clusterBits) <= UInt64(Header.refcountTableByteCountMax)
+      else {
+        throw ImageError(.unsupported, "the file is too large for a refcount table of 8 MiB")
+      }
     }
     self.geometry = geometry
     self.newClusters = start..<end
     self.blockIndices = blocks.sorted()
     self.tableClusterCount = tableClusters
-    self.counts = counts
   }
 
   public var tableOffset: HostOffset {
@@ -65,20 +59,24 @@ public struct RefcountPlan: Sendable {
       byteOffset: (newClusters.lowerBound + UInt64(position)) << UInt64(geometry.clusterBits))
   }
 
-  /// The content of the block at `position` in `blockIndices`.
-  public func blockBytes(at position: Int) -> [UInt8] {
-    var bytes = [UInt8](repeating: 0, count: Int(geometry.clusterByteCount))
+  /// The clusters that the block at `position` counts.
+  public func clusters(at position: Int) -> Range<UInt64> {
     let first = blockIndices[position] * geometry.refcountBlockEntryCount
-    for index in 0..<Int(geometry.refcountBlockEntryCount) {
-      let count = count(of: first + UInt64(index))
-      if count > 0 { Refcount.store(count, to: &bytes, at: index, order: geometry.refcountOrder) }
-    }
-    return bytes
+    return first..<(first + geometry.refcountBlockEntryCount)
   }
 
-  private func count(of cluster: UInt64) -> UInt64 {
-    if newClusters.contains(cluster) { return 1 }
-    return cluster < counts.clusterCount ? counts[cluster] : 0
+  /// The content of the block at `position`; `counts` knows those of its clusters that are in use.
+  public func blockBytes(at position: Int, counts: ClusterCounts) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: Int(geometry.clusterByteCount))
+    let clusters = clusters(at: position)
+    for cluster in clusters {
+      let count = newClusters.contains(cluster) ? 1 : counts[cluster]
+      guard count > 0 else { continue }
+      Refcount.store(
+        min(count, geometry.refcountMax), to: &bytes, at: Int(cluster - clusters.lowerBound),
+        order: geometry.refcountOrder)
+    }
+    return bytes
   }
 
   /// The whole refcount table.

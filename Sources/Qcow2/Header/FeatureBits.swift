@@ -42,7 +42,15 @@ public struct AutoclearFeatures: OptionSet, Hashable, Sendable {
   /// The external data file can be read as a raw image.
   public static let rawExternalData = AutoclearFeatures(rawValue: 1 << 1)
 
-  public static let known: AutoclearFeatures = [.bitmaps, .rawExternalData]
+  /// Ours: bitmaps that are in use are complete, as far as our header extension says so
+  /// (decision 0024). A writer that does not know it clears it, as it must.
+  public static let completeBitmaps = AutoclearFeatures(rawValue: 1 << 58)
+
+  mutating func set(_ bit: AutoclearFeatures, _ isSet: Bool) {
+    if isSet { insert(bit) } else { remove(bit) }
+  }
+
+  public static let known: AutoclearFeatures = [.bitmaps, .rawExternalData, .completeBitmaps]
 }
 
 /// One row of the feature name table: how another program calls a bit.
@@ -78,6 +86,10 @@ public struct FeatureName: Hashable, Sendable {
     FeatureName(field: .autoclear, bit: 0, name: "bitmaps"),
     FeatureName(field: .autoclear, bit: 1, name: "raw external data"),
   ]
+
+  /// What the bit of complete bitmaps is called, in images that use it.
+  static let completeBitmaps = FeatureName(
+    field: .autoclear, bit: 58, name: "complete bitmaps in use")
 
   /// Decodes the rows of a table; rows of unknown fields and a cut last row are skipped, because
   /// the names serve messages only.

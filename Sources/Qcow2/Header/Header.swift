@@ -105,6 +105,39 @@ public struct Header: Sendable, Hashable {
     return try BitmapsExtension(decoding: content, geometry: geometry)
   }
 
+  /// Which entries of the bitmap directory are complete though they are in use: bit `i` for entry
+  /// `i` (decision 0024).
+  public var completeBitmapsMask: UInt64 {
+    guard autoclearFeatures.contains(.completeBitmaps), hasPersistentBitmaps,
+      let content = content(of: HeaderExtension.completeBitmapsType), content.count == 8
+    else { return 0 }
+    return content.bigEndianInteger(UInt64.self, at: 0)
+  }
+
+  /// Names the directory of persistent bitmaps, and which of its entries are complete while they
+  /// are in use.
+  ///
+  /// - Parameters:
+  ///   - directory: nil when there are no bitmaps.
+  ///   - completeMask: bit `i` for entry `i`; nil: none is.
+  public mutating func setBitmaps(_ directory: BitmapsExtension?, completeMask: UInt64?) {
+    replaceExtension(HeaderExtension.bitmapsType, with: directory?.encoded)
+    let hasMask = completeMask != nil && directory != nil
+    autoclearFeatures.set(.bitmaps, directory != nil)
+    autoclearFeatures.set(.completeBitmaps, hasMask)
+    if directory == nil { replaceExtension(HeaderExtension.completeBitmapsType, with: nil) }
+    guard let completeMask, hasMask else { return }
+    var content: [UInt8] = []
+    content.appendBigEndian(completeMask)
+    replaceExtension(HeaderExtension.completeBitmapsType, with: content)
+    // Small clusters have no room for another name.
+    let names = featureNames
+    if geometry.clusterBits >= 12, !names.isEmpty, !names.contains(.completeBitmaps) {
+      replaceExtension(
+        HeaderExtension.featureNamesType, with: FeatureName.encode(names + [.completeBitmaps]))
+    }
+  }
+
   /// Where the LUKS header and its key slots are, nil when there is no such extension.
   public func encryptionArea() throws(ImageError) -> EncryptionExtension? {
     guard let content = content(of: HeaderExtension.encryptionType) else { return nil }

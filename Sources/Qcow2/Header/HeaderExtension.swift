@@ -21,6 +21,8 @@ public struct HeaderExtension: Hashable, Sendable {
   public static let bitmapsType: UInt32 = 0x2385_2875
   public static let encryptionType: UInt32 = 0x0537_be77
   public static let externalDataFileType: UInt32 = 0x4441_5441
+  /// Ours: 8 bytes that say which bitmaps are complete though they are in use (decision 0024).
+  public static let completeBitmapsType: UInt32 = 0x5374_7261
 
   /// Bytes of an extension's type and length.
   static let prefixByteCount = 8
@@ -122,8 +124,27 @@ public struct BitmapsExtension: Hashable, Sendable {
   public let directoryOffset: HostOffset
 
   static let byteCount = 24
-  static let bitmapCountMax: UInt32 = 65_535
-  static let directoryByteCountMax: UInt64 = 65_535 << 10
+  public static let bitmapCountMax: UInt32 = 65_535
+  public static let directoryByteCountMax: UInt64 = 65_535 << 10
+
+  /// A directory that lies at `directoryOffset`.
+  public init(bitmapCount: Int, directoryByteCount: UInt64, directoryOffset: HostOffset) {
+    precondition(
+      (1...Int(Self.bitmapCountMax)).contains(bitmapCount), "a directory has 1...65535 bitmaps")
+    self.bitmapCount = bitmapCount
+    self.directoryByteCount = directoryByteCount
+    self.directoryOffset = directoryOffset
+  }
+
+  /// The content of the extension.
+  var encoded: [UInt8] {
+    var content: [UInt8] = []
+    content.appendBigEndian(UInt32(bitmapCount))
+    content.appendBigEndian(UInt32(0))
+    content.appendBigEndian(directoryByteCount)
+    content.appendBigEndian(directoryOffset.byteOffset)
+    return content
+  }
 
   init(decoding content: [UInt8], geometry: ClusterGeometry) throws(ImageError) {
     guard content.count == Self.byteCount else {

@@ -107,13 +107,36 @@ extension Header {
         .unsupported,
         "the disk's size is no multiple of 512 bytes, which are the unit of encryption")
     }
-    if incompatibleFeatures.contains(.externalDataFile) {
-      throw ImageError(.unsupported, unsupported("an external data file"))
-    }
+    try requireUsableDataFile(forWriting: forWriting)
     if compressionType > Self.compressionTypeMax {
       throw ImageError(.unsupported, unsupported("compression of type \(compressionType)"))
     }
     if forWriting { try requireWritable() }
+  }
+
+  /// Checks what must hold for an image that keeps its data in another file.
+  private func requireUsableDataFile(forWriting: Bool) throws(ImageError) {
+    guard incompatibleFeatures.contains(.externalDataFile) else { return }
+    guard let name = externalDataFile, !name.isEmpty, !name.utf8.contains(0) else {
+      throw ImageError(
+        .corrupt, "the image keeps its data in an external data file, and no name is recorded")
+    }
+    // qcow2.rst, "autoclear_features": a raw data file shows the whole disk by itself.
+    guard backingFile == nil || !autoclearFeatures.contains(.rawExternalData) else {
+      throw ImageError(.corrupt, "the image has raw external data and a backing file")
+    }
+    guard !incompatibleFeatures.contains(.extendedL2) else {
+      throw ImageError(
+        .unsupported, unsupported("an external data file together with extended L2 entries"))
+    }
+    guard encryptionMethod == 0 else {
+      throw ImageError(.unsupported, unsupported("an external data file together with encryption"))
+    }
+    // A cluster of the data file has one place only, so nothing in it can be shared.
+    guard snapshotCount == 0 || !forWriting else {
+      throw ImageError(
+        .unsupported, "the image has an external data file and internal snapshots")
+    }
   }
 
   /// Refuses, by name, an image with features that nobody told us of: not even its tables may be
@@ -128,35 +151,31 @@ extension Header {
 
   /// Refuses an image whose references the checker cannot follow.
   public func requireCheckable() throws(ImageError) {
-    // Neither the compression nor a mark in the header changes who references what.
-    var plain = self
-    plain.compressionType = 0
-    plain.incompatibleFeatures.subtract([.compressionType, .corrupt, .dirty])
-    try plain.requireSupported(forWriting: false, needsNoKey: true)
+    // The checker knows all features, or they do not change who references what.
+    try requireKnownFeatures()
   }
 
   private func requireWritable() throws(ImageError) {
-    if incompatibleFeatures.contains(.extendedL2) {
-      throw ImageError(
-        .unsupported,
-        "writing images with extended L2 entries (subclusters) is not supported; open it read-only")
-    }
     if isMarkedCorrupt {
       throw ImageError(
         .corrupt,
         "the image is marked corrupt; repair it (qemu-img check -r all) or open it read-only")
-    }
-    if hasPersistentBitmaps {
-      throw ImageError(
-        .unsupported,
-        "writing would make the image's persistent bitmaps stale; open it read-only, or remove "
-          + "them (qemu-img bitmap --remove)")
     }
     guard diskByteCount % 512 == 0 else {
       throw ImageError(
         .unsupported,
         "the disk's size is no multiple of 512 bytes; open it read-only or resize it "
           + "(qemu-img resize)")
+    }
+  }
+
+  /// Refuses an image whose bitmaps a writer who does not keep them up would make stale.
+  public func requireNoBitmaps() throws(ImageError) {
+    if hasPersistentBitmaps {
+      throw ImageError(
+        .unsupported,
+        "writing would make the image's persistent bitmaps stale; open it read-only, or remove "
+          + "them (strata bitmap remove)")
     }
   }
 

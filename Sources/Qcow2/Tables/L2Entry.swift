@@ -48,11 +48,14 @@ import BlockTypes
   /// The entry's kind under `geometry`, where bit 0 has a meaning only from version 3 on.
   ///
   /// Where entries are extended, this is the first word's half of the truth: it never says zero,
-  /// and bit 0 is reserved (`ExtendedL2Entry`).
-  @inlinable public func kind(in geometry: ClusterGeometry, version: Int) -> Kind {
+  /// and bit 0 is reserved (`ExtendedL2Entry`). With an external data file nothing is compressed,
+  /// and COPIED tells that the cluster at host offset 0 is meant.
+  @inlinable public func kind(
+    in geometry: ClusterGeometry, version: Int, hasDataFile: Bool = false
+  ) -> Kind {
     if rawValue == 0 { return .unallocated }
     // Bit 0 of a compressed descriptor belongs to its byte offset, so look at bit 62 first.
-    if rawValue & L2Entry.compressedFlag != 0 { return .compressed }
+    if rawValue & L2Entry.compressedFlag != 0 { return hasDataFile ? .invalid : .compressed }
     let host = rawValue & L2Entry.offsetMask
     let reserved = rawValue & ~(L2Entry.offsetMask | L2Entry.copiedFlag | L2Entry.zeroFlag)
     if reserved != 0 || !host.isAligned(to: geometry.clusterByteCount) { return .invalid }
@@ -60,7 +63,7 @@ import BlockTypes
       if version < 3 || geometry.hasSubclusters { return .invalid }
       return host == 0 ? .zeroPlain : .zeroAllocated
     }
-    if host == 0 { return .invalid }  // COPIED without a cluster
+    if host == 0 { return hasDataFile ? .normal : .invalid }  // COPIED without a cluster
     return .normal
   }
 

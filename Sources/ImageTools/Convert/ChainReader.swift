@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A backing chain of ours as a source of bytes: which layer's file holds each run, and which
+// clusters have to be unpacked. Reads tables.
+
+import BlockTypes
+import Compression
+import LinuxIO
+import Qcow2
+
+/// A backing chain, read offline.
+struct ChainReader {
+  let layers: [OpenedLayer]
+  private var maps: [LayerMap] = []
+
+  init(_ layers: [OpenedLayer]) throws(ImageFault) {
+    self.layers = layers
+    for layer in layers {
+      maps.append(try LayerMap(layer))
+      guard let header = layer.header else { continue }
+      // Whoever teaches chains these features has to teach this reader, too.
+      guard header.encryptionMethod == 0 else {
+        throw ImageFault(
+          layer.path, "the image is encrypted, which convert does not read",
+          wayOut: "use qemu-img convert", kind: .unsupported)
+      }
+      guard !header.incompatibleFeatures.contains(.externalDataFile) else {
+        throw ImageFault(
+          layer.path, "the image has an external data file, which convert does not read",
+          wayOut: "use qemu-img convert", kind: .unsupported)
+      }
+      do throws(ImageError) {
+        try ClusterCodec(rawValue: header.compressionType)?.load()
+      } catch {
+        throw ImageFault(layer.path, error)
+      }
+    }
+  }
+
+  mutating func run(
+    at offset: UInt64, byteCountMax: UInt64
+  ) throws(ImageFault) -> SourceRun {
+    let found = try Map.resolve(at: offset, end: offset + byteCountMax, &maps)
+    if found.isZero || !found.isData {
+      return SourceRun(byteCount: found.byteCount, content: .zero)
+    }
+    let layer = layers[found.depth]
+    if let place = found.hostOffset {
+      // As QEMU reads a file that was cut: the format has no rule for it.
+      return SourceRun(
+        byteCount: found.byteCount, content: .stored(layer.storage, place, endsInZeroes: true))
+    }
+    guard let header = layer.header, let codec = ClusterCodec(rawValue: header.compressionType)
+    else {
+      preconditionFailure("a compressed cluster in a layer without a codec")
+    }
+    let stored = try maps[found.depth].compressedRange(at: offset)
+    let size = header.geometry.clusterByteCount
+    let start = offset.alignedDown(to: size)
+    let unit = SourceUnit(
+      file: layer.storage, stored: stored, wrapping: .cluster(codec),
+      unit: ByteRange(start: start, end: start + size))
+    return SourceRun(
+      byteCount: min(found.byteCount, start + size - offset), content: .packed(unit))
+  }
+}

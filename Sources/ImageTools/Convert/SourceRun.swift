@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A run of a source's disk, and how its bytes come into memory. Reads files; takes memory for one
+// compressed unit at a time.
+
+import BlockTypes
+import Compression
+import LinuxIO
+
+/// A run of equal kind.
+struct SourceRun: Sendable {
+  enum Content: Sendable {
+    case zero
+    /// In the file from the offset on. What lies behind the file's end reads as zeroes if
+    /// `endsInZeroes`, and is a fault of the image if not.
+    case stored(LayerFile, UInt64, endsInZeroes: Bool)
+    case packed(SourceUnit)
+  }
+
+  /// At least 1.
+  var byteCount: UInt64
+  var content: Content
+
+  var isZero: Bool {
+    if case .zero = content { return true }
+    return false
+  }
+}
+
+/// A compressed unit of the disk, which is read whole.
+struct SourceUnit: Sendable {
+  enum Wrapping: Sendable {
+    case cluster(ClusterCodec)
+    case zlib
+  }
+
+  let file: LayerFile
+  let stored: ByteRange
+  let wrapping: Wrapping
+  /// Where the unit lies on the disk.
+  let unit: ByteRange
+}
+
+extension SourceRun {
+  /// Puts the run's bytes into `buffer`, from `index` on.
+  ///
+  /// - Parameter offset: where the run starts on the disk.
+  func load(
+    at offset: UInt64, into buffer: inout [UInt8], _ index: Int
+  ) throws(ImageFault) {
+    let part = index..<(index + Int(byteCount))
+    switch content {
+    case .zero: buffer.clear(part)
+    case .stored(let file, let place, let endsInZeroes):
+      let count: Int
+      do throws(SystemError) {
+        count = try file.file.read(at: place, into: &buffer, part)
+      } catch {
+        throw ImageFault(
+          file.path, "\(error) (byte \(place) of the file, byte \(offset) of the disk)",
+          wayOut: ImageFault.wayOut(of: error.errno))
+      }
+      guard count == part.count || endsInZeroes else {
+        throw ImageFault(
+          file.path, "the file ends at byte \(place + UInt64(count)), inside a block of the disk",
+          kind: .truncated)
+      }
+      buffer.clear((index + count)..<part.upperBound)
+    case .packed(let unit):
+      let plain = try unit.unpack()
+      let start = Int(offset - unit.unit.start)
+      guard start + part.count <= plain.count else {
+        throw ImageFault(
+          unit.file.path,
+          "the compressed unit at byte \(unit.stored.start) gives too few bytes (byte \(offset) of "
+            + "the disk)", kind: .corrupt)
+      }
+      buffer.replaceSubrange(part, with: plain[start..<(start + part.count)])
+    }
+  }
+}
+
+extension SourceUnit {
+  /// The plain bytes, which are fewer than the unit has when a stream ends before.
+  fileprivate func unpack() throws(ImageFault) -> [UInt8] {
+    let packed = try file.read(at: stored.start, byteCount: Int(stored.byteCount))
+    let size = Int(unit.byteCount)
+    let plain =
+      switch wrapping {
+      case .cluster(let codec): codec.unpack(packed, byteCount: size)
+      case .zlib: ZlibStream.unpack(packed, byteCountMax: size)
+      }
+    guard let plain else {
+      throw ImageFault(
+        file.path,
+        "the compressed unit at byte \(stored.start) is damaged (byte \(unit.start) of the disk)",
+        kind: .corrupt)
+    }
+    return plain
+  }
+}
