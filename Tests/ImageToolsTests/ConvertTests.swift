@@ -46,7 +46,8 @@ extension Workbench {
     "-o compat=0.10", "-o lazy_refcounts=on", "-S 0", "-S 64k", "-m 1", "-m 16", "-c",
     "-c -o cluster_size=512", "-c -o cluster_size=2M", "-c -o refcount_bits=1",
     "-c -o refcount_bits=2,cluster_size=2M", "-c -o compression_type=zstd", "-c -m 1",
-    "-c -o compat=0.10", "-c -o compression_type=zstd,cluster_size=4k",
+    "-c -o compat=0.10", "-c -o compression_type=zstd,cluster_size=4k", "-o extended_l2=on",
+    "-c -o extended_l2=on,cluster_size=16k",
   ])
   func `of any shape, which qemu-img finds right`(flags: String) throws {
     let bench = try Workbench()
@@ -132,7 +133,7 @@ extension Workbench {
 }
 
 @Suite struct `convert over a base` {
-  @Test(arguments: ["", "-c", "-o compat=0.10", "-o cluster_size=4k"])
+  @Test(arguments: ["", "-c", "-o compat=0.10", "-o cluster_size=4k", "-o extended_l2=on"])
   func `writes only what differs`(flags: String) throws {
     let bench = try Workbench()
     try bench.makeForeignSource()
@@ -164,6 +165,8 @@ extension Workbench {
     try bench.expectRefused("-O qcow2 -o size=1G image new", "that of its source")
     try bench.expectRefused("-O qcow2 -o nothing=1 image new", "is not known")
     try bench.expectRefused("-O qcow2 -B image image new", "format is not said")
+    try bench.expectRefused("-O qcow2 -o data_file=new.raw image new", "these options")
+    try bench.expectRefused("-O qcow2 -o encrypt.format=luks image new", "encrypted images")
   }
 
   @Test func `does not touch its source, nor a target that is in use`() throws {

@@ -146,6 +146,28 @@ import Testing
     try expectRefusal(bench, "snapshot create -f raw image one", "raw image")
   }
 
+  @Test func `leaves the keys of an encrypted image alone`() throws {
+    let bench = try Workbench()
+    try bench.prepare(
+      "qemu-img create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=luks,"
+        + "encrypt.key-secret=s,encrypt.iter-time=10 image 3M")
+    try bench.strataMust("snapshot create image one")
+    try bench.strataMust("snapshot apply image one")
+    try bench.strataMust("snapshot delete image one")
+    try bench.prepare(
+      "qemu-img check -q --object secret,id=s,data=abc --image-opts "
+        + "driver=qcow2,encrypt.key-secret=s,file.driver=file,file.filename=image")
+    // Counts that call the keys free.
+    let bytes = try bench.bytes(of: "image")
+    let type: [UInt8] = [0x05, 0x37, 0xbe, 0x77]
+    let place = try #require(
+      (104..<1024).first { Array(bytes[$0..<($0 + 4)]) == type })
+    let cluster = try bench.word("image", at: place + 8) / 65_536
+    let block = try bench.word("image", at: try bench.word("image", at: 48))
+    try bench.poke("image", UInt16(0), at: block + 2 * cluster)
+    try expectRefusal(bench, "snapshot create image one", "holds tables")
+  }
+
   @Test func `is refused while somebody uses the image`() throws {
     let bench = try bench()
     let server = try bench.serve("qemu-nbd -f qcow2 image")

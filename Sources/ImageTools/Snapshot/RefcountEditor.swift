@@ -18,6 +18,9 @@ final class RefcountEditor {
   var table: [UInt64]
   private(set) var blockOffsets: Set<UInt64>
 
+  /// Where the keys of an encrypted image are.
+  private let encryptionArea: ByteRange?
+
   private struct Block {
     var index: Int
     var bytes: [UInt8]
@@ -46,6 +49,13 @@ final class RefcountEditor {
     self.table = bytes.bigEndianWords()
     self.table += [UInt64](repeating: 0, count: byteCount / 8 - table.count)
     self.blockOffsets = Set(table)
+    do throws(ImageError) {
+      self.encryptionArea = try header.encryptionArea().map {
+        ByteRange(start: $0.offset.byteOffset, end: $0.offset.byteOffset + $0.byteCount)
+      }
+    } catch {
+      throw ImageFault(storage.path, error)
+    }
     for (index, word) in table.enumerated() where word != 0 {
       guard word.isAligned(to: geometry.clusterByteCount), word < 1 << 56 else {
         throw damaged("refcount block \(index) is at \(word)")
@@ -99,7 +109,8 @@ final class RefcountEditor {
     if count == 1 { try noteFreed(cluster) }
   }
 
-  /// Whether the cluster holds the header, the L1 table, the refcount table or one of its blocks.
+  /// Whether the cluster holds the header, the L1 table, keys, the refcount table or one of its
+  /// blocks.
   func holdsTables(_ cluster: UInt64) -> Bool {
     let start = cluster * geometry.clusterByteCount
     let range = ByteRange(start: start, end: start + geometry.clusterByteCount)
@@ -110,7 +121,7 @@ final class RefcountEditor {
       start: header.refcountTableOffset.byteOffset,
       end: header.refcountTableOffset.byteOffset + UInt64(table.count) * 8)
     return cluster == 0 || range.overlaps(l1) || range.overlaps(refcounts)
-      || blockOffsets.contains(start)
+      || blockOffsets.contains(start) || encryptionArea.map(range.overlaps) == true
   }
 
   func lower(from offset: HostOffset, byteCount: UInt64) throws(ImageFault) {
