@@ -22,7 +22,7 @@ for seed in stride(from: numbers[0], through: numbers[1], by: Int(numbers[2])) {
     say("seed \(seed) (\(Simulation.describe(seed: seed))): \(error)")
   }
 }
-say("total \(passed) \(failed) \(tally.stateCount)")
+say("total \(passed) \(failed) \(tally.stateCount) \(tally.skippedCount)")
 
 /// Leaves the seed for whoever looks at a crash.
 func announce(_ seed: UInt64) {

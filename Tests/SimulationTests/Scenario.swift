@@ -44,6 +44,8 @@ struct Scenario {
   var failuresPerThousand = 0
   var shortsPerThousand = 0
   var resizes = false
+  /// Extended L2 entries, from clusters of 16 KiB on.
+  var hasSubclusters = false
   /// Requests begin and end at multiples of this.
   var requestUnit: UInt64 = 512
 
@@ -51,7 +53,7 @@ struct Scenario {
   init() {}
 
   init(_ random: inout SeededRandom) {
-    let clusterBits = random.pick([9, 9, 9, 10, 12, 12, 14, 16])
+    let clusterBits = random.pick([9, 9, 9, 10, 12, 12, 14, 14, 16])
     clusterByteCount = 1 << UInt64(clusterBits)
     var options = "cluster_size=\(clusterByteCount)"
     let bits = random.pick([16, 16, 16, 64, 64, 32, 8, 4, 2, 1])
@@ -62,13 +64,16 @@ struct Scenario {
       if random.chance(15) { options += ",lazy_refcounts=on" }
     }
     self.options = options
+    hasSubclusters = clusterBits >= 14 && !options.contains("compat") && random.chance(60)
     base = random.pick(Base.allCases)
     let clusters = UInt64(random.pick([40, 100, 200, 400]))
     diskByteCount =
       min(clusters * clusterByteCount, 1 << 20)
       - (random.chance(30) ? 512 : 0)
     baseByteCount = (diskByteCount * UInt64(random.pick([3, 4, 5])) / 4).alignedDown(to: 512)
-    blockByteCount = random.pick(clusterBits < 12 ? [1, 512] : [1, 512, 4096])
+    // No block is larger than what has a place of its own.
+    let blocks: [UInt64] = clusterBits < 12 || hasSubclusters ? [1, 512] : [1, 512, 4096]
+    blockByteCount = random.pick(blocks)
     requestCount = random.pick([15, 30, 60])
     requestsAtOnceMax = random.pick([1, 3, 8])
     hold = random.chance(40) ? .nothing : random.pick(Hold.allCases)
@@ -83,6 +88,7 @@ extension Scenario: CustomStringConvertible {
   var description: String {
     var text = "\(options), disk \(diskByteCount), base \(base), blocks of \(blockByteCount)"
     text += ", \(requestCount) requests, \(requestsAtOnceMax) at once, holds \(hold)"
+    if hasSubclusters { text += ", subclusters" }
     if failuresPerThousand > 0 { text += ", \(failuresPerThousand)/1000 fail" }
     if shortsPerThousand > 0 { text += ", \(shortsPerThousand)/1000 are short" }
     return text

@@ -56,7 +56,7 @@ final class Session {
   // MARK: Opening
 
   static func open(
-    _ machine: SimulatedMachine, path: String, access: ImageFile.Access, cacheByteCount: Int,
+    _ machine: any RemoteOpener, path: String, access: ImageFile.Access, cacheByteCount: Int,
     pool: BlockingPool
   ) throws -> ImageStack {
     let layers = try OpenChain.open(

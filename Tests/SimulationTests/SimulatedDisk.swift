@@ -64,6 +64,8 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
 
   /// Operations end as soon as they come, as long as nobody schedules them.
   var isInstant = true
+  /// What would make it longer fails.
+  var byteCountMax = UInt64.max
   /// For the judge's own test.
   var lie = DiskLie.none
   /// Called after each change and each flush: the moments at which power may fail.
@@ -91,6 +93,7 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
   func hurry() {}
 
   func start(_ operation: RemoteOperation, completion: @escaping Completion) {
+    if let refusal = refusal(operation) { return completion(.failure(refusal)) }
     guard isInstant else {
       pending.append(
         Pending(operation: operation, completion: completion, effectCount: effectCount))
@@ -104,10 +107,26 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
       damage(operation)
       throw RemoteFault(errno: errno, "the simulated disk fails")
     }
+    if let refusal = refusal(operation) { throw refusal }
     return perform(operation, flushing: effectCount)
   }
 
+  private func refusal(_ operation: RemoteOperation) -> RemoteFault? {
+    switch operation {
+    case .resize(let byteCount) where byteCount > byteCountMax,
+      .write(let byteCount, _, _) where byteCount > byteCountMax:
+      RemoteFault(errno: EFBIG, "the simulated disk would be too large")
+    case .read, .write, .flush, .trim, .zero, .status, .resize, .provision: nil
+    }
+  }
+
   // MARK: The schedule's side
+
+  /// Other contents, as if they had always been there.
+  func replace(_ other: DiskContents) { (contents, durable) = (other, other) }
+
+  /// Changes so far.
+  var changeCount: Int { effectCount }
 
   var pendingCount: Int { pending.count }
 

@@ -56,7 +56,21 @@ struct SimulatedMachine: RemoteOpener {
       options.backingFile = "base"
       options.backingFormat = scenario.base == .raw ? .raw : .qcow2
     }
+    if scenario.hasSubclusters { options.diskByteCount = scenario.diskByteCount * 2 }
     _ = try Create.run(path: "disk", format: .qcow2, options: options, remote: self)
+    if scenario.hasSubclusters { try extendEntries(scenario.diskByteCount) }
+  }
+
+  /// Says that the entries of the empty image have 128 bits: half as large a disk needs the same L1
+  /// table then. Spec: qcow2.rst, "Header" (size, incompatible_features, bit 4).
+  private func extendEntries(_ byteCount: UInt64) throws {
+    let size = (0..<8).map { UInt8(truncatingIfNeeded: byteCount >> (56 - 8 * $0)) }
+    _ = try disk.run(.write(offset: 24, bytes: size, isDurable: false))
+    guard case .bytes(let features) = try disk.run(.read(ByteRange(start: 79, end: 80))) else {
+      preconditionFailure("a read brings no bytes")
+    }
+    _ = try disk.run(.write(offset: 79, bytes: [features[0] | 0x10], isDurable: false))
+    _ = try disk.run(.flush)
   }
 
   private mutating func makeBase(_ scenario: Scenario) throws {

@@ -16,11 +16,14 @@ struct SimulationTally: Equatable {
   var stateCount = 0
   var continuedCount = 0
   var requestCount = 0
+  /// Simulations of what the product refuses.
+  var skippedCount = 0
 
   static func += (tally: inout SimulationTally, other: SimulationTally) {
     tally.stateCount += other.stateCount
     tally.continuedCount += other.continuedCount
     tally.requestCount += other.requestCount
+    tally.skippedCount += other.skippedCount
   }
 }
 
@@ -79,7 +82,12 @@ final class Simulation {
       }
     }
     machine.disk.lie = lie
-    try play(machine, model, requestsSeed: random.next(), leakCount: 0, cuts: true)
+    let requestsSeed = random.next()
+    do {
+      try play(machine, model, requestsSeed: requestsSeed, leakCount: 0, cuts: true)
+    } catch let fault as ImageFault where fault.kind == .unsupported && tally.stateCount == 0 {
+      tally.skippedCount += 1
+    }
   }
 
   /// Requests on one machine, cuts between them, and the end.
