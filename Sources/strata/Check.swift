@@ -27,7 +27,7 @@ struct Check: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "With -r: copy the image to this new file and repair that; the image stays as it is.",
+      "Repair a copy of the image, a new file; the image stays as it is.",
       valueName: "copy"))
   var to: String?
 
