@@ -101,14 +101,18 @@ extension Workbench {
     let trace = try String(contentsOfFile: path("opened"), encoding: .utf8)
     let ours = ["/lib/", "/usr/", "/etc/", "/proc/", "/sys/", "/dev/"]
     let folder = try Self.strataPath.dropLast("strata".count)
-    return trace.split(separator: "\n").compactMap { call in
+    var names: [String] = []
+    for call in trace.split(separator: "\n") {
       let parts = call.split(separator: "\"")
-      guard parts.count > 1 else { return nil }
+      guard parts.count > 1 else { continue }
       let name = String(parts[1])
       let isOurs =
         ours.contains(where: name.hasPrefix) || name.hasPrefix(folder) || name.contains(".so")
-      return isOurs && name != "/etc/passwd" && name != "/dev/zero" ? nil : name
+      if isOurs && name != "/etc/passwd" && name != "/dev/zero" { continue }
+      // A look at the first bytes, which tell the format, is an opening of its own.
+      if !names.contains(name) { names.append(name) }
     }
+    return names
   }
 
   fileprivate func makeVictim(_ options: String = "") throws {
