@@ -17,9 +17,9 @@ public enum Map {
   ///   - snapshot: id or name of the image's snapshot to be mapped in the place of its disk.
   public static func run(
     path: String, format: ImageFormat?, takesLocks: Bool, start: UInt64 = 0,
-    byteCountMax: UInt64? = nil, snapshot: String? = nil,
-    allowed: AllowedFiles = AllowedFiles(),
-    remote: (any RemoteOpener)? = nil, extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
+    byteCountMax: UInt64? = nil, snapshot: String? = nil, allowed: AllowedFiles = AllowedFiles(),
+    remote: (any RemoteOpener)? = nil,
+    extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
   ) throws(ImageFault) {
     var options = OpenChain.Options(
       detection: .top, takesLocks: takesLocks, snapshot: snapshot, remote: remote)
