@@ -11,7 +11,9 @@ enum CopyImage {
   private static let chunkByteCount: UInt64 = 4 << 20
 
   /// Copies the file at `path` to `target`, which must not exist, and makes it durable.
-  static func run(from path: String, to target: String, takesLocks: Bool) throws(ImageFault) {
+  static func run(
+    from path: String, to target: String, takesLocks: Bool, _ unfinished: UnfinishedFile?
+  ) throws(ImageFault) {
     let source: LayerFile
     do throws(SystemError) {
       source = LayerFile(try ImageFile(opening: path, access: .readOnly), path: path)
@@ -31,6 +33,7 @@ enum CopyImage {
     } catch {
       throw ImageFault(target, error)
     }
+    unfinished?.begin(target)
     do throws(ImageFault) {
       try fill(copy, from: source)
     } catch {

@@ -50,6 +50,8 @@ public enum Convert {
       path: target, diskByteCount: disk.byteCount, hasBase: base != nil, options: options)
     let partial = target + partialSuffix
     let file = try create(partial)
+    options.unfinished?.begin(partial)
+    defer { options.unfinished?.end() }
     let all = disk.byteCount
     do throws(ImageFault) {
       if options.targetFormat == .raw { try file.truncate(to: all) }

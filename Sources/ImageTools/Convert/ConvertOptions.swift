@@ -27,6 +27,9 @@ public struct ConvertOptions: Sendable {
   /// The keys of an encrypted source and of its backing files; nil: there are none.
   public var keys: KeyRing?
 
+  /// Told of the target while it has its name for unfinished ones.
+  public var unfinished: UnfinishedFile?
+
   public static let threadCountMax = 16
   public static let sparseByteCountMax = 16 << 20
 
