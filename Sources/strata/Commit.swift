@@ -11,8 +11,8 @@ struct Commit: ParsableCommand {
     abstract: "Write what an overlay says into its base, and empty the overlay.",
     discussion: """
       Nobody may use the images meanwhile, and every other overlay on the base is worthless \
-      afterwards. A base that is smaller grows. The overlay is emptied when the base is durable, so \
-      a commit that fails or is cut off loses nothing: say it again.
+      afterwards. A base that is smaller grows. The overlay is emptied when the base is durable, \
+      so a commit that fails or is cut off loses nothing: say it again.
       """)
 
   @Option(name: .short, help: "Format of the overlay; found by its magic when left out.")

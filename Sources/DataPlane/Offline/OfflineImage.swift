@@ -111,7 +111,12 @@ public struct OfflineImage: ~Copyable {
     image.start(slot)
     while true {
       if let done = image.finished.popFirst(&image.requests.slots) {
-        precondition(done == slot, "another request than the only one has ended")
+        if done != slot {
+          // What the image had to do for itself, such as taking its bitmaps in use.
+          image.requests.slots[done].stage = .replying
+          image.retire(done)
+          continue
+        }
         let error = image.requests.slots[slot].error
         image.requests.slots[slot].stage = .replying
         image.retire(slot)

@@ -79,8 +79,8 @@ public enum OpenChain {
 
   /// Opens the image at `path` and its backing files, top first.
   ///
-  /// The backing files are opened read-only, but for `options.writtenBase`. A dirty image that is opened for writing has its
-  /// reference counts rebuilt, so its header comes back clean.
+  /// The backing files are opened read-only, but for `options.writtenBase`. A dirty image that is
+  /// opened for writing has its reference counts rebuilt, so its header comes back clean.
   ///
   /// - Parameters:
   ///   - format: what the user says; nil leaves it to `options.detection`.

@@ -46,6 +46,11 @@ public struct ConvertOptions: Sendable {
         path, "the size of a conversion is that of its source",
         wayOut: "leave size out, and resize afterwards", kind: .refused)
     }
+    if create.preallocation != .off {
+      throw ImageFault(
+        path, "a conversion preallocates nothing", wayOut: "use -S 0 to allocate all",
+        kind: .unsupported)
+    }
     if create.encryption.isWanted {
       throw ImageFault(
         path, "a conversion does not make encrypted images", wayOut: "use qemu-img convert",

@@ -56,6 +56,16 @@ public struct AppendedImage: Sendable {
     return HostOffset(byteOffset: start)
   }
 
+  /// Gives the clusters of the disk from `cluster` on their own places in an external data file,
+  /// which nothing counts.
+  public mutating func appendExternal(cluster: UInt64, count: Int) throws(ImageError) {
+    for index in cluster..<(cluster + UInt64(count)) {
+      let place = HostOffset(byteOffset: index << UInt64(geometry.clusterBits))
+      try setEntry(L2Entry(normalAt: place), of: index)
+    }
+    try retireBlocks()
+  }
+
   /// Lets `count` clusters from `cluster` on read as zeroes, whatever a backing file holds.
   public mutating func appendZeroes(cluster: UInt64, count: UInt64) throws(ImageError) {
     precondition(header.version >= 3, "version 2 has no zero clusters")
