@@ -11,8 +11,22 @@ public final class UnfinishedFile: Sendable {
 
   public init() {}
 
-  /// The file was made.
-  func begin(_ path: String) { self.path.withLock { $0 = path } }
+  /// Makes the file; nobody removes it before it is known to be ours.
+  func make(
+    _ path: String, _ body: () throws(ImageFault) -> LayerFile
+  ) throws(ImageFault) -> LayerFile {
+    // The lock's own rethrowing does not carry the type of an error.
+    let result = self.path.withLock { held -> Result<LayerFile, ImageFault> in
+      do throws(ImageFault) {
+        let file = try body()
+        held = path
+        return .success(file)
+      } catch {
+        return .failure(error)
+      }
+    }
+    return try result.get()
+  }
 
   /// The file is whole, or gone.
   func end() { path.withLock { $0 = nil } }

@@ -65,9 +65,9 @@ public enum Check {
     guard let copyPath = options.copyPath else {
       return try runInPlace(path: path, options: options, finding: finding)
     }
-    try CopyImage.run(
-      from: path, to: copyPath, takesLocks: options.takesLocks, options.unfinished)
-    defer { options.unfinished?.end() }
+    let unfinished = options.unfinished ?? UnfinishedFile()
+    try CopyImage.run(from: path, to: copyPath, takesLocks: options.takesLocks, unfinished)
+    defer { unfinished.end() }
     do throws(ImageFault) {
       return try runInPlace(path: copyPath, options: options, finding: finding)
     } catch {

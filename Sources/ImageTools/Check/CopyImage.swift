@@ -12,7 +12,7 @@ enum CopyImage {
 
   /// Copies the file at `path` to `target`, which must not exist, and makes it durable.
   static func run(
-    from path: String, to target: String, takesLocks: Bool, _ unfinished: UnfinishedFile?
+    from path: String, to target: String, takesLocks: Bool, _ unfinished: UnfinishedFile
   ) throws(ImageFault) {
     let source: LayerFile
     do throws(SystemError) {
@@ -27,17 +27,19 @@ enum CopyImage {
         throw ImageFault(path, error)
       }
     }
-    let copy: LayerFile
-    do throws(SystemError) {
-      copy = LayerFile(try ImageFile(creating: target), path: target)
-    } catch {
-      throw ImageFault(target, error)
-    }
-    unfinished?.begin(target)
+    let copy = try unfinished.make(target) { () throws(ImageFault) in try create(target) }
     do throws(ImageFault) {
       try fill(copy, from: source)
     } catch {
       try remove(target, because: error)
+    }
+  }
+
+  private static func create(_ target: String) throws(ImageFault) -> LayerFile {
+    do throws(SystemError) {
+      return LayerFile(try ImageFile(creating: target), path: target)
+    } catch {
+      throw ImageFault(target, error)
     }
   }
 

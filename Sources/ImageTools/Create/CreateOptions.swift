@@ -109,7 +109,8 @@ public struct CreateOptions: Hashable, Sendable {
       throw ImageFault(
         path, "the option '\(name)' is not known",
         wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, compression_type, "
-          + "data_file, data_file_raw, extended_l2, lazy_refcounts, preallocation, refcount_bits or "
+          + "data_file, data_file_raw, extended_l2, lazy_refcounts, preallocation, "
+          + "refcount_bits or "
           + "encrypt.format",
         kind: .refused)
     }

@@ -56,7 +56,7 @@ struct PreallocatedImage {
         try image.appendExternal(cluster: cluster, count: count)
         return nil
       }
-      return try image.append(cluster: cluster, count: count)
+      return try image.append(cluster: cluster, count: count, isUnwritten: true)
     } catch {
       throw ImageFault(storage.path, error)
     }
