@@ -14,7 +14,9 @@ extension ImageStack {
   mutating func closeBitmaps() -> String? {
     switch store.state {
     case .none: return nil
-    case .broken: return store.trouble ?? "they could not be kept up"
+    case .broken:
+      disclaimBitmaps()
+      return store.trouble ?? "they could not be kept up"
     case .resting: if !store.hasRecovered { return nil }
     case .active: break
     }
@@ -62,36 +64,42 @@ extension ImageStack {
     return failure == .none ? nil : "the header cannot be written: \(failure)"
   }
 
-  /// The bitmaps in the file may lack something from now on: their header says so before any
-  /// further change. Who waits goes on, or fails when not even that can be written.
+  /// The bitmaps in the file may lack something from now on: it says so before any further change,
+  /// and as long as it does not, changes fail.
   mutating func breakStore(_ reason: String) {
     guard store.state != .none, store.state != .broken else { return }
-    let wasActive = store.state == .active
+    // Where marks are not kept, bitmaps in use claim nothing.
+    store.mustDisclaim = store.state == .resting || store.durability == .region
+    store.wasResting = store.state == .resting
     store.state = .broken
     if store.trouble == nil { store.trouble = reason }
-    guard wasActive, store.durability == .region, store.directoryHost != nil else { return }
-    let failure = nameBitmaps(store.directory, completeMask: nil)
-    if failure != .none { failMarkWaiters(failure) }
+    disclaimBitmaps()
   }
 
-  /// The same where the bitmaps were never in use: their entries are marked where they lie.
-  mutating func disclaimAll(_ reason: String) {
-    guard store.state == .resting else { return breakStore(reason) }
-    store.trouble = store.trouble ?? reason
-    store.state = .broken
-    guard let host = store.directoryHost else { return }
-    guard disks.hasRoom, let page = buffers.acquire(byteCount: layers[0].geometry.pageByteCount)
-    else { return failMarkWaiters(.noMemory) }
-    defer { buffers.release(page) }
+  /// Lets the file say that its bitmaps lack something: the header, with one sector, of those in
+  /// use; and of those that were not, their entries where they lie. Who waits for it goes on, or
+  /// fails when it cannot be written.
+  mutating func disclaimBitmaps() {
+    guard store.mustDisclaim else { return releaseMarkWaiters() }
+    // A change that failed half way may have named another directory.
     var failure = nameBitmaps(store.directory, completeMask: nil)
+    if failure == .none, store.wasResting, let host = store.directoryHost {
+      failure = markEntriesInUse(at: host)
+    }
+    if failure != .none { return failMarkWaiters(failure) }
+    store.mustDisclaim = false
+    releaseMarkWaiters()
+  }
+
+  private mutating func markEntriesInUse(at host: UInt64) -> BlockErrno {
+    guard disks.hasRoom, let page = buffers.acquire(byteCount: layers[0].geometry.pageByteCount)
+    else { return .noMemory }
+    defer { buffers.release(page) }
     for index in store.bitmaps.indices where store.bitmaps[index].isLoaded {
       store.bitmaps[index].entry.set(BitmapEntry.inUseFlag, true)
     }
-    if failure == .none {
-      failure = write(store.bitmaps.flatMap(\.entry.bytes), at: host, page)
-    }
-    if failure == .none { failure = synchronizeStore() }
-    if failure != .none { failMarkWaiters(failure) }
+    let failure = write(store.bitmaps.flatMap(\.entry.bytes), at: host, page)
+    return failure == .none ? synchronizeStore() : failure
   }
 
   private mutating func failMarkWaiters(_ error: BlockErrno) {

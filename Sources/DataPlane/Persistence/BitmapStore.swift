@@ -61,6 +61,10 @@ struct BitmapStore {
   var hasRecorders = false
   /// A bitmap was in use when it was read, and is complete.
   var hasRecovered = false
+  /// The file may say of its bitmaps what is no longer true: nothing is changed as long as it does.
+  var mustDisclaim = false
+  /// Nobody used the bitmaps in the file when they broke.
+  var wasResting = false
   /// What went wrong, for whoever ends the export.
   var trouble: String?
 
@@ -94,6 +98,7 @@ struct BitmapStore {
   /// Whether a change of the range has to wait until the file covers it.
   @inline(__always)
   func mustWait(for range: ByteRange) -> Bool {
+    if mustDisclaim { return !range.isEmpty }
     guard hasRecorders, !range.isEmpty else { return false }
     switch state {
     case .none, .broken: return false
@@ -102,6 +107,31 @@ struct BitmapStore {
       guard durability == .region else { return false }
       let run = marks.run(at: range.start)
       return !run.isDirty || run.end < range.end
+    }
+  }
+
+  /// Follows a disk that grows. The region that the old end lies in is marked in the file up to
+  /// there and no further, or will be so by the round that runs: it counts as not marked.
+  mutating func resizeRegions(toDiskByteCount newByteCount: UInt64) throws(BitmapFault) {
+    try BitmapStore.grow(&marks, toDiskByteCount: newByteCount)
+    try wanted.resize(toDiskByteCount: newByteCount)
+    guard var regions = round.regions else { return }
+    try BitmapStore.grow(&regions, toDiskByteCount: newByteCount)
+    round.regions = regions
+  }
+
+  private static func grow(
+    _ regions: inout DirtyBitmap, toDiskByteCount newByteCount: UInt64
+  ) throws(BitmapFault) {
+    let old = regions
+    try regions.resize(toDiskByteCount: newByteCount)
+    let wholeByteCount = old.diskByteCount.alignedDown(to: old.granularityByteCount)
+    guard wholeByteCount < old.diskByteCount else { return }
+    regions.clear()
+    var cursor: UInt64 = 0
+    while let run = old.nextDirtyRun(from: cursor), run.start < wholeByteCount {
+      regions.mark(ByteRange(start: run.start, end: min(run.end, wholeByteCount)))
+      cursor = run.end
     }
   }
 
