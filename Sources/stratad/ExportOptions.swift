@@ -12,6 +12,7 @@ import ImageTools
 
 struct ExportOptions: ParsableArguments {
   enum Engine: String, ExpressibleByArgument, CaseIterable { case native, sync }
+  enum Switch: String, ExpressibleByArgument, CaseIterable { case on, off }
 
   @Option(
     name: [.customShort("f"), .long],
@@ -48,6 +49,12 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Let images name this file, or all in this folder, as their base, though it is not in their"
+        + " own folder; may be repeated.", valueName: "path|any|none"))
+  var allowBacking: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
       "Let images name this data file, which is not in their folder; may be repeated.",
       valueName: "path"))
   var allowDataFile: [String] = []
@@ -77,6 +84,11 @@ struct ExportOptions: ParsableArguments {
       "Which tables of the image are guarded: none, constant, cached or all. (default: cached)",
       valueName: "mode"))
   var overlapCheck: OverlapCheck?
+
+  @Option(
+    help: ArgumentHelp(
+      "Compress whole clusters that clients write: on or off. (default: off)", valueName: "switch"))
+  var compress: Switch?
 
   @Option(
     help: ArgumentHelp("Memory for the image's tables. (default: 32M)", valueName: "bytes"))
@@ -169,11 +181,13 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
-    config.allowedDataFiles =
-      allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
+    config.allowed = AllowedFiles(
+      backing: allowBacking.isEmpty ? common?.allowBacking ?? [] : allowBacking,
+      data: allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile)
     config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
     config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
+    config.packsWrites = (compress ?? common?.compress) == .on
     config.bitmapDurability = bitmapDurability ?? common?.bitmapDurability ?? .region
     config.keys = try keys()
     if config.keys.isEmpty, let common {
@@ -186,18 +200,11 @@ struct ExportOptions: ParsableArguments {
   }
 
   private func keys() throws -> [KeySource] {
-    try keyFile.map { text in
-      guard let source = KeySource(parsingFile: text) else {
-        throw ValidationError("--key-file: '\(text)' is not [IMAGE=]PATH; write /run/keys/vm1")
-      }
-      return source
+    do throws(ImageFault) {
+      return try KeySource.list(files: keyFile, descriptors: keyFd)
+    } catch {
+      throw ValidationError(error.description)
     }
-      + keyFd.map { text in
-        guard let source = KeySource(parsingDescriptor: text) else {
-          throw ValidationError("--key-fd: '\(text)' is not [IMAGE=]NUMBER; write 3")
-        }
-        return source
-      }
   }
 
   private static func bitmapConfig(_ text: String) throws -> BitmapConfig {

@@ -107,7 +107,9 @@ extension SimulatedMachine {
         try storage.write(packed, at: offset)
         let sectors = (offset % 512 + byteCount - 1) / 512
         let word: UInt64 = 1 << 62 | sectors << (62 - (bits - 8)) | offset
-        let bytes = (0..<width).map { $0 < 8 ? UInt8(truncatingIfNeeded: word >> (56 - 8 * $0)) : 0 }
+        let bytes = (0..<width).map {
+          $0 < 8 ? UInt8(truncatingIfNeeded: word >> (56 - 8 * $0)) : 0
+        }
         try storage.write(bytes, at: place)
       }
     }

@@ -44,6 +44,8 @@ struct Scenario {
   var failuresPerThousand = 0
   var shortsPerThousand = 0
   var resizes = false
+  /// Whole clusters that are written are compressed; a family of its own beside what seeds decide.
+  var compresses = false
   /// Extended L2 entries, from clusters of 16 KiB on.
   var hasSubclusters = false
   /// Some clusters that the image begins with are packed, two in a cluster where counts allow it.
@@ -60,6 +62,16 @@ struct Scenario {
   var isEncrypted = false
   /// Requests begin and end at multiples of this.
   var requestUnit: UInt64 = 512
+
+  /// Compresses what is written, mostly in whole clusters; the rest stays as the seed has it.
+  mutating func compress() {
+    compresses = true
+    // Neither is compressed.
+    isEncrypted = false
+    hasDataFile = false
+    requestUnit = clusterByteCount
+    requestCount += 20
+  }
 
   /// A plain image on which nothing is asked for.
   init() {}
@@ -103,7 +115,8 @@ struct Scenario {
     let bits = isOld ? 16 : countBits
     if !isOld, random.chance(15) {
       guard !hasSubclusters else { return }
-      return hasDataFile = true
+      hasDataFile = true
+      return
     }
     if random.chance(15) { isEncrypted = true }
     hasPackedClusters = !isEncrypted && random.chance(30)
@@ -132,6 +145,7 @@ extension Scenario: CustomStringConvertible {
     if bitmapCount > 0 { text += ", \(bitmapCount) bitmaps" }
     if hasDataFile { text += ", a data file" }
     if isEncrypted { text += ", encrypted" }
+    if compresses { text += ", compressing" }
     if failuresPerThousand > 0 { text += ", \(failuresPerThousand)/1000 fail" }
     if shortsPerThousand > 0 { text += ", \(shortsPerThousand)/1000 are short" }
     return text

@@ -54,7 +54,7 @@ final class Session {
     pool = try BlockingPool()
     image = try Session.open(
       machine, path: "disk", access: .readWrite, cacheByteCount: scenario.cacheByteCount,
-      pool: pool)
+      pool: pool, compresses: scenario.compresses)
   }
 
   deinit { image.unmapAll() }
@@ -63,7 +63,7 @@ final class Session {
 
   static func open(
     _ machine: any RemoteOpener, path: String, access: ImageFile.Access, cacheByteCount: Int,
-    pool: BlockingPool, snapshot: String? = nil
+    pool: BlockingPool, snapshot: String? = nil, compresses: Bool = false
   ) throws -> ImageStack {
     let simulated = path == "disk" ? machine as? SimulatedMachine : nil
     let data = simulated?.disks["data"].map { LayerFile($0, path: "data") }
@@ -72,17 +72,18 @@ final class Session {
     // An image that is no file may not name a data file: it gets its own here.
     options.requiresSupport = data == nil
     let layers = try OpenChain.open(path: path, format: .qcow2, access: access, options: options)
-    return try ImageStack(
-      ExportPlan(
-        name: "", description: "", isReadOnly: access == .readOnly,
-        layers: layers.enumerated().map { number, layer in
-          LayerPlan(
-            storage: layer.storage, dataStorage: number == 0 ? data : nil,
-            format: layer.header.map { .qcow2($0) } ?? .raw,
-            diskByteCount: layer.exactDiskByteCount,
-            cipher: number == 0 && simulated?.isEncrypted == true ? SimulatedCipher() : nil)
-        }, engine: .sync, limits: RequestLimits(), minimumBlockByteCount: 1,
-        metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0), slotCount: 24, pool: pool)
+    var plan = ExportPlan(
+      name: "", description: "", isReadOnly: access == .readOnly,
+      layers: layers.enumerated().map { number, layer in
+        LayerPlan(
+          storage: layer.storage, dataStorage: number == 0 ? data : nil,
+          format: layer.header.map { .qcow2($0) } ?? .raw,
+          diskByteCount: layer.exactDiskByteCount,
+          cipher: number == 0 && simulated?.isEncrypted == true ? SimulatedCipher() : nil)
+      }, engine: .sync, limits: RequestLimits(), minimumBlockByteCount: 1,
+      metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
+    plan.packsWrites = compresses
+    return try ImageStack(plan, slotCount: 24, pool: pool)
   }
 
   /// Puts a request in a slot and starts it, as the loop does.

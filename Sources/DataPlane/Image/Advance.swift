@@ -61,6 +61,8 @@ extension ImageStack {
       case .makingTable: progress = makeTable(index)
       case .writingTable: progress = installTable(index)
       case .allocating: progress = allocate(index)
+      case .packing: progress = finishPacking(index)
+      case .placingPacked: progress = placePacked(index)
       case .fillingHead, .fillingTail: progress = fill(index)
       case .gathering: progress = writeClusters(index)
       case .writingClusters: progress = finishClusters(index)
@@ -136,6 +138,7 @@ extension ImageStack {
     if requests.slots[index].inFlightCount > 0 { return .waits }
     abandonAllocation(index)
     abandonTable(index)
+    endPacking(index)
     requests.slots[index].stage = .finished
     return .more
   }
@@ -146,6 +149,7 @@ extension ImageStack {
     buffers.release(requests.slots[index].edges)
     buffers.release(requests.slots[index].packed.buffer)
     buffers.release(requests.slots[index].tableCopy)
+    buffers.release(requests.slots[index].packedPayload.buffer)
     buffers.release(requests.slots[index].allocation.headFill)
     buffers.release(requests.slots[index].allocation.tailFill)
     requests.retire(index)

@@ -17,7 +17,7 @@ extension ImageStack {
   /// - Returns: whether the request has to wait until the image says so, too.
   @inline(__always)
   mutating func recordChange(_ index: Int) -> Bool {
-    guard bitmaps.isRecording || store.mustDisclaim else { return false }
+    guard bitmaps.isRecording || store.claimsStand else { return false }
     let start = requests.slots[index].offset
     let range = ByteRange(start: start, end: start + requests.slots[index].length)
     bitmaps.mark(range)

@@ -15,7 +15,7 @@ extension ImageStack {
     switch store.state {
     case .none: return nil
     case .broken:
-      disclaimBitmaps()
+      disclaimAgain()
       return store.trouble ?? "they could not be kept up"
     case .resting: if !store.hasRecovered { return nil }
     case .active: break
@@ -64,41 +64,48 @@ extension ImageStack {
     return failure == .none ? nil : "the header cannot be written: \(failure)"
   }
 
-  /// The bitmaps in the file may lack something from now on: it says so before any further change,
-  /// and as long as it does not, changes fail.
+  /// The bitmaps in the file may lack something from now on: the file says so before any further
+  /// change. Who waits goes on, or fails when not even that can be written.
   mutating func breakStore(_ reason: String) {
     guard store.state != .none, store.state != .broken else { return }
-    // Where marks are not kept, bitmaps in use claim nothing.
-    store.mustDisclaim = store.state == .resting || store.durability == .region
-    store.wasResting = store.state == .resting
+    let isSaid = store.state == .active && store.durability == .none
     store.state = .broken
     if store.trouble == nil { store.trouble = reason }
-    disclaimBitmaps()
+    guard !isSaid else { return }
+    store.claimsStand = true
+    store.hasRecorders = true  // so that every change comes by `mustWait`
+    disclaim()
   }
 
-  /// Lets the file say that its bitmaps lack something: the header, with one sector, of those in
-  /// use; and of those that were not, their entries where they lie. Who waits for it goes on, or
-  /// fails when it cannot be written.
-  mutating func disclaimBitmaps() {
-    guard store.mustDisclaim else { return releaseMarkWaiters() }
-    // A change that failed half way may have named another directory.
-    var failure = nameBitmaps(store.directory, completeMask: nil)
-    if failure == .none, store.wasResting, let host = store.directoryHost {
-      failure = markEntriesInUse(at: host)
+  /// Takes back what the file says of the bitmaps. Until that is durable no change may begin.
+  private mutating func disclaim() {
+    let failure = writeDisclaimer()
+    if failure == .none { store.claimsStand = false } else { failMarkWaiters(failure) }
+  }
+
+  /// The same once more, for those who came since it failed. What a failed synchronisation has left
+  /// in the file is unknown, so that nothing written after it is believed.
+  mutating func disclaimAgain() {
+    guard store.claimsStand else { return }
+    if lostWrites { failMarkWaiters(.io) } else { disclaim() }
+  }
+
+  /// Nobody believes the marks, then every entry is in use where it lies.
+  private mutating func writeDisclaimer() -> BlockErrno {
+    guard let directory = store.directory else {
+      // The first change failed, and may have named its bitmaps all the same.
+      return changeHeader { $0.setBitmaps(nil, completeMask: nil) }
     }
-    if failure != .none { return failMarkWaiters(failure) }
-    store.mustDisclaim = false
-    releaseMarkWaiters()
-  }
-
-  private mutating func markEntriesInUse(at host: UInt64) -> BlockErrno {
     guard disks.hasRoom, let page = buffers.acquire(byteCount: layers[0].geometry.pageByteCount)
     else { return .noMemory }
     defer { buffers.release(page) }
+    var failure = changeHeader { $0.setBitmaps(directory, completeMask: nil) }
+    guard failure == .none else { return failure }
     for index in store.bitmaps.indices where store.bitmaps[index].isLoaded {
       store.bitmaps[index].entry.set(BitmapEntry.inUseFlag, true)
     }
-    let failure = write(store.bitmaps.flatMap(\.entry.bytes), at: host, page)
+    let entries = store.bitmaps.flatMap(\.entry.bytes)
+    failure = write(entries, at: directory.directoryOffset.byteOffset, page)
     return failure == .none ? synchronizeStore() : failure
   }
 

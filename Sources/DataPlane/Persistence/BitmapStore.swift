@@ -61,10 +61,8 @@ struct BitmapStore {
   var hasRecorders = false
   /// A bitmap was in use when it was read, and is complete.
   var hasRecovered = false
-  /// The file may say of its bitmaps what is no longer true: nothing is changed as long as it does.
-  var mustDisclaim = false
-  /// Nobody used the bitmaps in the file when they broke.
-  var wasResting = false
+  /// They are broken, and the file could not be told so: it may call them valid or complete.
+  var claimsStand = false
   /// What went wrong, for whoever ends the export.
   var trouble: String?
 
@@ -98,10 +96,10 @@ struct BitmapStore {
   /// Whether a change of the range has to wait until the file covers it.
   @inline(__always)
   func mustWait(for range: ByteRange) -> Bool {
-    if mustDisclaim { return !range.isEmpty }
     guard hasRecorders, !range.isEmpty else { return false }
     switch state {
-    case .none, .broken: return false
+    case .none: return false
+    case .broken: return claimsStand
     case .resting: return true
     case .active:
       guard durability == .region else { return false }

@@ -51,7 +51,9 @@ extension ImageStack {
   mutating func pushMarks() {
     switch store.state {
     case .none: releaseMarkWaiters()
-    case .broken: disclaimBitmaps()
+    case .broken:
+      disclaimAgain()
+      releaseMarkWaiters()
     case .resting: startBitmapWork(.activate)
     case .active:
       guard !store.round.isRunning, !store.isHeld else { return }
