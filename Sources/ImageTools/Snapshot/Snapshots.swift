@@ -8,7 +8,7 @@ import BlockTypes
 import LinuxIO
 import Qcow2
 
-/// Internal snapshots: taking, going back, deleting.
+/// Internal snapshots: taking, going back, deleting. `remote` opens images that are no files.
 public enum Snapshots {
   /// Longest name, in bytes, that QEMU shows whole.
   public static let nameByteCountMax = 255
@@ -18,14 +18,14 @@ public enum Snapshots {
   /// Refuses, before anything is changed, an image whose reference counts are too narrow. Several
   /// snapshots may have one name, as with QEMU.
   public static func create(
-    path: String, format: ImageFormat?, name: String
+    path: String, format: ImageFormat?, name: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> String {
     guard (1...nameByteCountMax).contains(name.utf8.count) else {
       throw ImageFault(
         path, "a snapshot's name has 1 to \(nameByteCountMax) bytes", wayOut: "choose another",
         kind: .refused)
     }
-    let editor = try SnapshotEditor(path: path, format: format)
+    let editor = try SnapshotEditor(path: path, format: format, remote: remote)
     let old = editor.snapshots
     guard old.entries.count < Header.snapshotCountMax else {
       throw ImageFault(
@@ -89,9 +89,9 @@ public enum Snapshots {
   ///
   /// The disk gets the size that it had then. A machine's state stays with the snapshot.
   public static func apply(
-    path: String, format: ImageFormat?, idOrName: String
+    path: String, format: ImageFormat?, idOrName: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) {
-    let editor = try SnapshotEditor(path: path, format: format)
+    let editor = try SnapshotEditor(path: path, format: format, remote: remote)
     let entry = editor.snapshots.entries[try editor.index(of: idOrName)]
     let header = editor.header
     let diskByteCount = entry.diskByteCount ?? header.diskByteCount
@@ -149,9 +149,9 @@ public enum Snapshots {
 
   /// Deletes a snapshot and gives the space back that nothing else uses.
   public static func delete(
-    path: String, format: ImageFormat?, idOrName: String
+    path: String, format: ImageFormat?, idOrName: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) {
-    let editor = try SnapshotEditor(path: path, format: format)
+    let editor = try SnapshotEditor(path: path, format: format, remote: remote)
     let old = editor.snapshots
     let index = try editor.index(of: idOrName)
     let entry = old.entries[index]
