@@ -16,9 +16,9 @@ MUTANTS = [
     Mutant("new tables are written with the L1 table", "Flush.swift", [
         ("      && !flush.installedTables.contains(Int(cache.pages[page].l1Index))\n", "")]),
     Mutant("the first step of a flush is not synchronised", "Flush.swift", [
-        ("    } else if flush.nextCopy == count, disks.hasRoom {\n",
+        ("    } else if flush.nextCopy == count, disks.availableCount > 1 {\n",
          "    } else if flush.nextCopy == count, flush.phase == .unreferenced, !flush.referenced.isEmpty {\n"
-         "      nextPhase()\n      pumpFlush()\n    } else if flush.nextCopy == count, disks.hasRoom {\n")]),
+         "      nextPhase()\n      pumpFlush()\n    } else if flush.nextCopy == count, disks.availableCount > 1 {\n")]),
     Mutant("a flush forgets that its tables may be on the disk after it failed", "Flush.swift", [
         ("if flush.phase == .referenced {\n        flush.doubtfulTables.formUnion(flush.sealedTables)",
          "if flush.phase == .idle {\n        flush.doubtfulTables.formUnion(flush.sealedTables)")]),
