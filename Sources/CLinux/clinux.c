@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/netlink.h>
+#include <linux/openat2.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -28,6 +29,7 @@
 #include <unistd.h>
 
 _Static_assert(CLINUX_O_DIRECT == O_DIRECT, "O_DIRECT differs on this machine");
+_Static_assert(CLINUX_O_PATH == O_PATH, "O_PATH differs on this machine");
 _Static_assert(CLINUX_RWF_DSYNC == RWF_DSYNC, "RWF_DSYNC differs on this machine");
 _Static_assert(CLINUX_SEEK_DATA == SEEK_DATA, "SEEK_DATA differs on this machine");
 _Static_assert(CLINUX_SEEK_HOLE == SEEK_HOLE, "SEEK_HOLE differs on this machine");
@@ -45,6 +47,14 @@ int clinux_open(const char *path, int flags, unsigned mode) {
 
 int clinux_openat(int folder, const char *path, int flags, unsigned mode) {
   return (int)clinux_result(openat(folder, path, flags, mode));
+}
+
+int clinux_open_beneath(int folder, const char *path, int flags) {
+  struct open_how how = {
+      .flags = (uint64_t)(unsigned)flags,
+      .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+  };
+  return (int)clinux_result(syscall(SYS_openat2, folder, path, &how, sizeof how));
 }
 
 int clinux_set_direct(int fd, int on) {

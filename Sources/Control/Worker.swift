@@ -127,7 +127,7 @@ public struct Worker {
     do throws(ImageFault) {
       var options = OpenChain.Options(
         detection: .topQcow2, snapshot: export.snapshot, remote: remote)
-      options.allowedDataFiles = export.allowedDataFiles
+      options.allowed = export.allowed
       let ring = try keys.ring(export.keys)
       options.keys = ring
       options.keepsBitmaps = true

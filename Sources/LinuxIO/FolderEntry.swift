@@ -35,6 +35,24 @@ public enum FolderEntry {
     return unsafe String(cString: resolved)
   }
 
+  /// What a name stands for.
+  public enum Kind: Sendable { case regularFile, blockDevice, folder, other }
+
+  /// What the file at `path` is, whatever links lead there.
+  public static func kind(of path: String) throws(SystemError) -> Kind {
+    var status = stat()
+    // SAFETY: the C call reads a C string and fills a local value during the call only.
+    guard unsafe stat(path, &status) == 0 else {
+      throw SystemError(errno: Glibc.errno, call: "stat")
+    }
+    switch status.st_mode & S_IFMT {
+    case S_IFREG: return .regularFile
+    case S_IFBLK: return .blockDevice
+    case S_IFDIR: return .folder
+    default: return .other
+    }
+  }
+
   /// Makes the entry of `path` in its folder durable.
   ///
   /// A folder that may be written but not read, or a filesystem that cannot do this, is no error.

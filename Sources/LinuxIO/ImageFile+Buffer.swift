@@ -79,6 +79,14 @@ extension LayerStorage {
 }
 
 extension [UInt8] {
+  /// Decrypts all bytes, which are whole sectors; false when the cipher fails.
+  public mutating func unseal(with cipher: any SectorCipher, firstSector: UInt64) -> Bool {
+    // SAFETY: the span covers the array's own bytes and is used during the call only.
+    var all = mutableSpan
+    var bytes = unsafe all.mutableBytes
+    return cipher.decrypt(&bytes, firstSector: firstSector)
+  }
+
   /// Makes all bytes of `part` zero.
   public mutating func clear(_ part: Range<Int>) {
     precondition(part.upperBound <= count, "zeroes pass the end of their buffer")

@@ -38,6 +38,21 @@ public struct ImageFile: ~Copyable, Sendable {
     try self.init(adopting: descriptor)
   }
 
+  /// Opens `path`, which counts from `folder`, if it is below it and no link is on the way: whoever
+  /// exchanges a part of the path meanwhile gains nothing (openat2(2), "RESOLVE_BENEATH").
+  public init(
+    opening path: String, beneath folder: String, access: Access
+  ) throws(SystemError) {
+    let root = try SystemError.check(
+      unsafe clinux_open(folder, Int32(CLINUX_O_PATH) | O_DIRECTORY | O_CLOEXEC, 0),
+      "open the folder")
+    defer { close(root) }
+    let mode = access == .readOnly ? O_RDONLY : O_RDWR
+    let descriptor = try SystemError.check(
+      unsafe clinux_open_beneath(root, path, mode | O_CLOEXEC | O_NONBLOCK), "open")
+    try self.init(adopting: descriptor)
+  }
+
   /// Creates `path` anew and opens it for reading and writing; refuses an existing file.
   public init(creating path: String, mode: UInt32 = 0o644) throws(SystemError) {
     let descriptor = try SystemError.check(

@@ -61,6 +61,15 @@ struct Convert: ParsableCommand {
   @Flag(name: .shortAndLong, help: "Print nothing.")
   var quiet = false
 
+  @Option(
+    name: [.customShort("l"), .long],
+    help: ArgumentHelp("Read this internal snapshot of the source.", valueName: "id-or-name"))
+  var snapshot: String?
+
+  @OptionGroup var keys: ChainKeyOptions
+
+  @OptionGroup var named: AllowedFileOptions
+
   @OptionGroup var remote: RemoteOptions
 
   @Argument(help: "The image to read.")
@@ -121,6 +130,9 @@ struct Convert: ParsableCommand {
     convert.sparseByteCount = Int(clamping: sparseByteCount)
     convert.threadCount = requests
     convert.takesLocks = !forceShare
+    convert.allowed = named.allowed
+    convert.snapshot = snapshot
+    convert.keys = try keys.ring()
     return convert
   }
 }

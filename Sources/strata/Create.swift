@@ -35,6 +35,8 @@ struct Create: ParsableCommand {
   @Flag(name: .shortAndLong, help: "Print nothing.")
   var quiet = false
 
+  @OptionGroup var named: AllowedFileOptions
+
   @OptionGroup var remote: RemoteOptions
 
   @Argument(help: "The image to create.")
@@ -57,7 +59,7 @@ struct Create: ParsableCommand {
     let summary = try remote.open { remote in
       try ImageTools.Create.run(
         path: file, format: try CreateOptions.format(format, path: file), options: create,
-        key: secret, remote: remote)
+        key: secret, allowed: named.allowed, remote: remote)
     }
     if !quiet { print(summary) }
   }

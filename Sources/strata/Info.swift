@@ -25,6 +25,8 @@ struct Info: ParsableCommand {
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
+  @OptionGroup var named: AllowedBaseOptions
+
   @OptionGroup var remote: RemoteOptions
 
   @Argument(help: "The image.")
@@ -43,7 +45,7 @@ struct Info: ParsableCommand {
       }
       return try ImageInfo.list(
         path: file, format: said?.own, includesBackingChain: backingChain,
-        takesLocks: !forceShare, snapshot: snapshot, remote: remote)
+        takesLocks: !forceShare, snapshot: snapshot, allowed: named.allowed, remote: remote)
     }
     if chain.isEmpty { return }
     switch output {

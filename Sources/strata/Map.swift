@@ -29,6 +29,8 @@ struct Map: ParsableCommand {
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
+  @OptionGroup var named: AllowedFileOptions
+
   @OptionGroup var remote: RemoteOptions
 
   @Argument(help: "The image.")
@@ -77,10 +79,10 @@ struct Map: ParsableCommand {
     if let foreign = try SourceFormat.foreign(said: said, path: file, remote: remote) {
       return try ImageTools.Map.run(
         path: file, foreign: foreign, wasSaid: said != nil, takesLocks: !forceShare, start: start,
-        byteCountMax: length, extent: show)
+        byteCountMax: length, allowed: named.allowed, extent: show)
     }
     try ImageTools.Map.run(
       path: file, format: said?.own, takesLocks: !forceShare, start: start, byteCountMax: length,
-      snapshot: snapshot, remote: remote, extent: show)
+      snapshot: snapshot, allowed: named.allowed, remote: remote, extent: show)
   }
 }

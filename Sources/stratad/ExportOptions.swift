@@ -48,6 +48,12 @@ struct ExportOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
+      "Let images name this file, or all in this folder, as their base, though it is not in their"
+        + " own folder; may be repeated.", valueName: "path|any|none"))
+  var allowBacking: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
       "Let images name this data file, which is not in their folder; may be repeated.",
       valueName: "path"))
   var allowDataFile: [String] = []
@@ -169,8 +175,9 @@ struct ExportOptions: ParsableArguments {
         unreadSecondsMax: unreadTimeout ?? common?.unreadTimeout),
       access: access(common))
     config.remote = remote.policy(common?.remote)
-    config.allowedDataFiles =
-      allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile
+    config.allowed = AllowedFiles(
+      backing: allowBacking.isEmpty ? common?.allowBacking ?? [] : allowBacking,
+      data: allowDataFile.isEmpty ? common?.allowDataFile ?? [] : allowDataFile)
     config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
     config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
@@ -186,18 +193,11 @@ struct ExportOptions: ParsableArguments {
   }
 
   private func keys() throws -> [KeySource] {
-    try keyFile.map { text in
-      guard let source = KeySource(parsingFile: text) else {
-        throw ValidationError("--key-file: '\(text)' is not [IMAGE=]PATH; write /run/keys/vm1")
-      }
-      return source
+    do throws(ImageFault) {
+      return try KeySource.list(files: keyFile, descriptors: keyFd)
+    } catch {
+      throw ValidationError(error.description)
     }
-      + keyFd.map { text in
-        guard let source = KeySource(parsingDescriptor: text) else {
-          throw ValidationError("--key-fd: '\(text)' is not [IMAGE=]NUMBER; write 3")
-        }
-        return source
-      }
   }
 
   private static func bitmapConfig(_ text: String) throws -> BitmapConfig {

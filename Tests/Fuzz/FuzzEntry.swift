@@ -14,6 +14,7 @@ enum FuzzTarget: String, CaseIterable {
   case json = "JSON"
   case encryption = "LUKS"
   case foreignImages = "ForeignImages"
+  case image = "Image"
 
   func run(_ bytes: [UInt8]) {
     switch self {
@@ -25,6 +26,7 @@ enum FuzzTarget: String, CaseIterable {
     case .json: fuzzJSON(bytes)
     case .encryption: fuzzEncryptionHeader(bytes)
     case .foreignImages: fuzzForeignImage(bytes)
+    case .image: fuzzImage(bytes)
     }
   }
 }

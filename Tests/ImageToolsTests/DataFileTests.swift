@@ -63,7 +63,7 @@ extension Workbench {
     #expect(error?.kind == .refused)
     #expect(error?.cause.contains("folder") == true)
     var options = OpenChain.Options()
-    options.allowedDataFiles = ["/etc/passwd"]
+    options.allowed = AllowedFiles(data: ["/etc/passwd"])
     #expect(try bench.open(options, access: .readOnly)[0].dataStorage != nil)
   }
 

@@ -84,8 +84,8 @@ def main():
         subprocess.run([strata, "create", "-f", "qcow2", "-b", os.path.abspath(args.base), "-F", "qcow2",
                         overlay], check=True, timeout=30)
         print(f"created in {(time.monotonic() - started) * 1000:.0f} ms")
-        server = subprocess.Popen([strata, "serve", overlay, "--socket", socket], text=True,
-                                  stdout=subprocess.PIPE)
+        server = subprocess.Popen([strata, "serve", overlay, "--allow-backing", args.base, "--socket", socket],
+                                  text=True, stdout=subprocess.PIPE)
         guest = None
         try:
             line = server.stdout.readline().strip()

@@ -12,6 +12,7 @@
 
 enum {
   CLINUX_O_DIRECT = 0x4000,
+  CLINUX_O_PATH = 0x200000,
   CLINUX_RWF_DSYNC = 0x2,
   CLINUX_SEEK_DATA = 3,
   CLINUX_SEEK_HOLE = 4,
@@ -23,6 +24,8 @@ enum {
 // -- Files -----------------------------------------------------------------------------------
 int clinux_open(const char *path, int flags, unsigned mode);
 int clinux_openat(int folder, const char *path, int flags, unsigned mode);
+/// Opens what is below `folder`, if no link leads there: -EXDEV or -ELOOP otherwise.
+int clinux_open_beneath(int folder, const char *path, int flags);
 
 /// Turns O_DIRECT on or off for an open descriptor.
 int clinux_set_direct(int fd, int on);

@@ -29,8 +29,8 @@ public struct ExportConfig: Sendable {
   public var access: AccessConfig
   /// Which servers the image's backing files may be kept by.
   public var remote = RemotePolicy()
-  /// Data files that images may name besides those in their own folders.
-  public var allowedDataFiles: [String] = []
+  /// What images may name besides the files in their own folders.
+  public var allowed = AllowedFiles()
   /// Clients may make the disk larger.
   public var clientsMayResize = false
   /// Which of the image's own tables are guarded against being overwritten.

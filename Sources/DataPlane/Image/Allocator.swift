@@ -133,7 +133,9 @@ extension ImageStack {
       start: allocator.tableOffset,
       end: allocator.tableOffset + UInt64(allocator.table.count * 8))
     let entryBits = UInt64(geometry.clusterBits + 3 - geometry.refcountOrder)
-    let block = allocator.table[Int(cluster >> entryBits)] & ~511
+    // A file may be longer than what its blocks can count.
+    let index = Int(cluster >> entryBits)
+    let block = index < allocator.table.count ? allocator.table[index] & ~511 : 0
     return cluster == 0 || range.overlaps(l1) || range.overlaps(table) || block == start
   }
 

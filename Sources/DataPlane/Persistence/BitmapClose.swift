@@ -62,36 +62,46 @@ extension ImageStack {
     return failure == .none ? nil : "the header cannot be written: \(failure)"
   }
 
-  /// The bitmaps in the file may lack something from now on: their header says so before any
-  /// further change. Who waits goes on, or fails when not even that can be written.
+  /// The bitmaps in the file may lack something from now on: the file says so before any further
+  /// change. Who waits goes on, or fails when not even that can be written.
   mutating func breakStore(_ reason: String) {
     guard store.state != .none, store.state != .broken else { return }
-    let wasActive = store.state == .active
+    let isSaid = store.state == .active && store.durability == .none
     store.state = .broken
     if store.trouble == nil { store.trouble = reason }
-    guard wasActive, store.durability == .region, store.directoryHost != nil else { return }
-    let failure = nameBitmaps(store.directory, completeMask: nil)
-    if failure != .none { failMarkWaiters(failure) }
+    guard !isSaid, store.directoryHost != nil else { return }
+    store.claimsStand = true
+    store.hasRecorders = true  // so that every change comes by `mustWait`
+    disclaim()
   }
 
-  /// The same where the bitmaps were never in use: their entries are marked where they lie.
-  mutating func disclaimAll(_ reason: String) {
-    guard store.state == .resting else { return breakStore(reason) }
-    store.trouble = store.trouble ?? reason
-    store.state = .broken
-    guard let host = store.directoryHost else { return }
+  /// Takes back what the file says of the bitmaps. Until that is durable no change may begin.
+  private mutating func disclaim() {
+    let failure = writeDisclaimer()
+    if failure == .none { store.claimsStand = false } else { failMarkWaiters(failure) }
+  }
+
+  /// The same once more, for those who came since it failed. What a failed synchronisation has left
+  /// in the file is unknown, so that nothing written after it is believed.
+  mutating func disclaimAgain() {
+    guard store.claimsStand else { return }
+    if lostWrites { failMarkWaiters(.io) } else { disclaim() }
+  }
+
+  /// Nobody believes the marks, then every entry is in use where it lies.
+  private mutating func writeDisclaimer() -> BlockErrno {
+    guard let directory = store.directory else { return .none }
     guard disks.hasRoom, let page = buffers.acquire(byteCount: layers[0].geometry.pageByteCount)
-    else { return failMarkWaiters(.noMemory) }
+    else { return .noMemory }
     defer { buffers.release(page) }
-    var failure = nameBitmaps(store.directory, completeMask: nil)
+    var failure = changeHeader { $0.setBitmaps(directory, completeMask: nil) }
+    guard failure == .none else { return failure }
     for index in store.bitmaps.indices where store.bitmaps[index].isLoaded {
       store.bitmaps[index].entry.set(BitmapEntry.inUseFlag, true)
     }
-    if failure == .none {
-      failure = write(store.bitmaps.flatMap(\.entry.bytes), at: host, page)
-    }
-    if failure == .none { failure = synchronizeStore() }
-    if failure != .none { failMarkWaiters(failure) }
+    let entries = store.bitmaps.flatMap(\.entry.bytes)
+    failure = write(entries, at: directory.directoryOffset.byteOffset, page)
+    return failure == .none ? synchronizeStore() : failure
   }
 
   private mutating func failMarkWaiters(_ error: BlockErrno) {

@@ -61,6 +61,8 @@ struct BitmapStore {
   var hasRecorders = false
   /// A bitmap was in use when it was read, and is complete.
   var hasRecovered = false
+  /// They are broken, and the file could not be told so: it may call them valid or complete.
+  var claimsStand = false
   /// What went wrong, for whoever ends the export.
   var trouble: String?
 
@@ -96,7 +98,8 @@ struct BitmapStore {
   func mustWait(for range: ByteRange) -> Bool {
     guard hasRecorders, !range.isEmpty else { return false }
     switch state {
-    case .none, .broken: return false
+    case .none: return false
+    case .broken: return claimsStand
     case .resting: return true
     case .active:
       guard durability == .region else { return false }

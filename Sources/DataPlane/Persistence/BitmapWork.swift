@@ -312,7 +312,7 @@ extension ImageStack {
       releases.addUnmapped(cluster: run.host >> bits, count: UInt64(run.count))
     }
     wakeReleases()
-    if case .activate = store.work.purpose { disclaimAll("there is no room for them: \(error)") }
+    if case .activate = store.work.purpose { breakStore("there is no room for them: \(error)") }
     endBitmapWork()
   }
 }

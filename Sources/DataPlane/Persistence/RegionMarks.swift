@@ -50,7 +50,10 @@ extension ImageStack {
   /// that came at one time.
   mutating func pushMarks() {
     switch store.state {
-    case .none, .broken: releaseMarkWaiters()
+    case .none: releaseMarkWaiters()
+    case .broken:
+      disclaimAgain()
+      releaseMarkWaiters()
     case .resting: startBitmapWork(.activate)
     case .active:
       guard !store.round.isRunning, !store.isHeld else { return }

@@ -30,23 +30,15 @@ enum DataFile {
           + "elsewhere may not name one", kind: .refused)
     }
     let path = BackingName(recorded).path(relativeTo: image.path)
-    let file: LayerFile
-    let isAllowed: Bool
+    let gate = try FileGate.data(options.allowed)
+    let opened: LayerFile?
     do throws(SystemError) {
-      isAllowed = try allows(path, image: image.path, options.allowedDataFiles)
+      opened = try gate.open(path, besideAnyOf: [image.path], access: access)
     } catch {
       throw missing(path, image, error)
     }
-    guard isAllowed else {
-      throw ImageFault(
-        image.path,
-        "its data file '\(recorded)' is not opened: it is not in the folder of the image",
-        wayOut: "if you trust it, say --allow-data-file '\(path)'", kind: .refused)
-    }
-    do throws(SystemError) {
-      file = LayerFile(try ImageFile(opening: path, access: access), path: path)
-    } catch {
-      throw missing(path, image, error)
+    guard let file = opened else {
+      throw gate.refusal(of: recorded, at: path, as: "data file", image: image.path)
     }
     do throws(ImageError) {
       guard options.takesLocks else { return file }
@@ -58,18 +50,6 @@ enum DataFile {
       throw ImageFault(path, error)
     }
     return file
-  }
-
-  /// Whether the file is in the image's folder (or below it), whatever links lead there, or is one
-  /// that the user names.
-  private static func allows(
-    _ path: String, image: String, _ allowed: [String]
-  ) throws(SystemError) -> Bool {
-    let file = try FolderEntry.resolve(path)
-    let folder = try FolderEntry.resolve(BackingName(".").path(relativeTo: image))
-    if file.hasPrefix(folder == "/" ? "/" : folder + "/") { return true }
-    for other in allowed where try FolderEntry.resolve(other) == file { return true }
-    return false
   }
 
   private static func missing(

@@ -15,6 +15,10 @@ struct LayerSource {
   let format: ImageFormat?
   /// The image that names this one as its backing file; nil for the top image.
   let overlay: String?
+  /// The name in the overlay, and the images in whose folders a file of that name may be; the name
+  /// is empty for the top image.
+  private let recorded: String
+  private let neighbours: [String]
 
   /// An image that the user names.
   init(path: String, format: ImageFormat?, remote: (any RemoteOpener)?) {
@@ -22,11 +26,19 @@ struct LayerSource {
     self.opener = remote?.recognises(path) == true ? remote : nil
     self.format = format
     self.overlay = nil
+    self.recorded = ""
+    self.neighbours = []
   }
 
   /// The source of the layer below `layer`, nil when it has none.
-  init?(below layer: OpenedLayer, options: OpenChain.Options) throws(ImageFault) {
+  ///
+  /// - Parameter top: the path of the chain's top image.
+  init?(
+    below layer: OpenedLayer, top: String, options: OpenChain.Options
+  ) throws(ImageFault) {
     guard let header = layer.header, let recorded = header.backingFile else { return nil }
+    self.recorded = recorded
+    self.neighbours = [layer.path, top]
     let name = BackingName(recorded)
     if let remote = options.remote, remote.recognises(recorded) {
       self.path = recorded
@@ -81,24 +93,36 @@ struct LayerSource {
     }
   }
 
-  func open(access: ImageFile.Access) throws(ImageFault) -> LayerFile {
+  /// - Parameter gate: asked for files that an overlay names.
+  func open(access: ImageFile.Access, gate: FileGate) throws(ImageFault) -> LayerFile {
     if let opener { return try opener.open(path, namedBy: overlay, access: access) }
+    guard let overlay else { return try openTop(access) }
+    let file: LayerFile?
     do throws(SystemError) {
-      return LayerFile(try ImageFile(opening: path, access: access), path: path)
+      file = try gate.open(path, besideAnyOf: neighbours, access: access)
     } catch {
-      guard let overlay else {
-        // A file that may be read but not written has a way out that a missing one has not.
-        if access == .readWrite, ImageFile.isReadable(path) {
-          throw ImageFault(
-            path, "\(error)", wayOut: "open it read-only, or make it writable for this user")
-        }
-        throw ImageFault(path, error)
-      }
       throw ImageFault(
         overlay, "its backing file \(path) cannot be opened (\(error))",
         wayOut: ImageFault.wayOut(of: error.errno).map {
           "\($0), or point the overlay to another file (qemu-img rebase -u)"
         })
+    }
+    guard let file else {
+      throw gate.refusal(of: recorded, at: path, as: "backing file", image: overlay)
+    }
+    return file
+  }
+
+  private func openTop(_ access: ImageFile.Access) throws(ImageFault) -> LayerFile {
+    do throws(SystemError) {
+      return LayerFile(try ImageFile(opening: path, access: access), path: path)
+    } catch {
+      // A file that may be read but not written has a way out that a missing one has not.
+      if access == .readWrite, ImageFile.isReadable(path) {
+        throw ImageFault(
+          path, "\(error)", wayOut: "open it read-only, or make it writable for this user")
+      }
+      throw ImageFault(path, error)
     }
   }
 }

@@ -45,8 +45,8 @@ public enum OpenChain {
     public var snapshot: String?
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
-    /// Data files that images may name besides those in their own folders.
-    public var allowedDataFiles: [String] = []
+    /// What images may name besides the files in their own folders.
+    public var allowed = AllowedFiles()
     /// The keys of encrypted images; nil: there are none.
     public var keys: KeyRing?
     /// Off for verbs that look at no data of the guest: these need no keys.
@@ -79,6 +79,7 @@ public enum OpenChain {
   public static func open(
     path: String, format: ImageFormat?, access: ImageFile.Access, options: Options = Options()
   ) throws(ImageFault) -> [OpenedLayer] {
+    let gate = try FileGate.backing(options.allowed)
     var layers: [OpenedLayer] = []
     var identities: Set<LayerStorage.Identity> = []
     var next: LayerSource? = LayerSource(path: path, format: format, remote: options.remote)
@@ -88,7 +89,8 @@ public enum OpenChain {
           path, "the backing chain has more than \(depthMax) layers",
           wayOut: "merge some of them (qemu-img commit or rebase)", kind: .refused)
       }
-      let storage = try source.open(access: layers.isEmpty ? access : .readOnly)
+      let storage = try source.open(
+        access: layers.isEmpty ? access : .readOnly, gate: gate)
       let identity = try storage.identity()
       guard identities.insert(identity).inserted else {
         throw ImageFault(
@@ -102,7 +104,9 @@ public enum OpenChain {
           layer.path, "its data file \(data.path) is an image of the same chain", kind: .corrupt)
       }
       layers.append(layer)
-      next = options.followsBackingFiles ? try LayerSource(below: layer, options: options) : nil
+      next =
+        options.followsBackingFiles
+        ? try LayerSource(below: layer, top: path, options: options) : nil
     }
     return layers
   }
@@ -149,7 +153,7 @@ public enum OpenChain {
       let dataStorage = try DataFile.open(of: storage, header, access: access, options: options)
       if access == .readWrite && header.isDirty && options.rebuildsDirty {
         do throws(ImageError) {
-          try header.requireCheckable()
+          try header.requireKnownFeatures()
         } catch {
           throw ImageFault(storage.path, error)
         }

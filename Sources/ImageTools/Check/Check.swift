@@ -86,7 +86,7 @@ public enum Check {
     }
     let storage = layers[0].storage
     do throws(ImageError) {
-      try header.requireCheckable()
+      try header.requireKnownFeatures()
     } catch {
       throw ImageFault(path, error)
     }

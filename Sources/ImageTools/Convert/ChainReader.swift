@@ -12,23 +12,16 @@ import Qcow2
 struct ChainReader {
   let layers: [OpenedLayer]
   private var maps: [LayerMap] = []
+  private var ciphers: [SharedCipher?] = []
 
   init(_ layers: [OpenedLayer]) throws(ImageFault) {
     self.layers = layers
     for layer in layers {
-      maps.append(try LayerMap(layer))
+      maps.append(try LayerMap(layer, tellsSealed: true))
+      ciphers.append(layer.cipher.map(SharedCipher.init))
       guard let header = layer.header else { continue }
-      // Whoever teaches chains these features has to teach this reader, too.
-      guard header.encryptionMethod == 0 else {
-        throw ImageFault(
-          layer.path, "the image is encrypted, which convert does not read",
-          wayOut: "use qemu-img convert", kind: .unsupported)
-      }
-      guard !header.incompatibleFeatures.contains(.externalDataFile) else {
-        throw ImageFault(
-          layer.path, "the image has an external data file, which convert does not read",
-          wayOut: "use qemu-img convert", kind: .unsupported)
-      }
+      precondition(
+        header.encryptionMethod == 0 || layer.cipher != nil, "an encrypted layer without its key")
       do throws(ImageError) {
         try ClusterCodec(rawValue: header.compressionType)?.load()
       } catch {
@@ -46,9 +39,13 @@ struct ChainReader {
     }
     let layer = layers[found.depth]
     if let place = found.hostOffset {
+      let file = layer.dataStorage ?? layer.storage
+      if let cipher = ciphers[found.depth] {
+        return SourceRun(byteCount: found.byteCount, content: .sealed(file, place, cipher))
+      }
       // As QEMU reads a file that was cut: the format has no rule for it.
       return SourceRun(
-        byteCount: found.byteCount, content: .stored(layer.storage, place, endsInZeroes: true))
+        byteCount: found.byteCount, content: .stored(file, place, endsInZeroes: true))
     }
     guard let header = layer.header, let codec = ClusterCodec(rawValue: header.compressionType)
     else {

@@ -40,8 +40,10 @@ public enum Convert {
         kind: .refused)
     }
     let disk = try SourceDisk(
-      path: source, said: options.sourceFormat, takesLocks: options.takesLocks, remote: remote)
+      path: source, said: options.sourceFormat, snapshot: options.snapshot, options,
+      remote: remote)
     let base = try openBase(of: target, options, remote)
+    try options.keys?.requireUse(in: disk.layers + (base?.layers ?? []), mayBeIdle: false)
     let replaced = try ReplacedFile(target)
     try replaced?.requireUnused(by: disk.identities() + (base?.identities() ?? []))
     var content = try ConvertContent(
@@ -82,8 +84,7 @@ public enum Convert {
     }
     return try SourceDisk(
       path: isRemote ? name : BackingName(name).path(relativeTo: target),
-      said: options.create.backingFormat.map { .own($0) }, takesLocks: options.takesLocks,
-      remote: remote)
+      said: options.create.backingFormat.map { .own($0) }, options, remote: remote)
   }
 
   private static func create(_ partial: String) throws(ImageFault) -> LayerFile {

@@ -20,6 +20,13 @@ public struct ConvertOptions: Sendable {
   /// Off only for a look at an image that somebody else uses.
   public var takesLocks = true
 
+  /// What images may name besides the files in their own folders.
+  public var allowed = AllowedFiles()
+  /// Id or name of the source's internal snapshot that is read in the place of its disk.
+  public var snapshot: String?
+  /// The keys of an encrypted source and of its backing files; nil: there are none.
+  public var keys: KeyRing?
+
   public static let threadCountMax = 16
   public static let sparseByteCountMax = 16 << 20
 

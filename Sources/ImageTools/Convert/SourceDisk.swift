@@ -17,24 +17,35 @@ struct SourceDisk {
 
   /// Opens the image at `path`.
   ///
-  /// - Parameter said: its format; nil leaves it to the file's first bytes, and then the image may
-  ///   name no other file: whoever made it would choose which of our files are read.
+  /// - Parameters:
+  ///   - said: its format; nil leaves it to the file's first bytes, and then the image may name no
+  ///     other file: whoever made it would choose which of our files are read.
+  ///   - snapshot: id or name of the snapshot that is read in the place of the disk.
   init(
-    path: String, said: SourceFormat?, takesLocks: Bool, remote: (any RemoteOpener)?
+    path: String, said: SourceFormat?, snapshot: String? = nil, _ options: ConvertOptions,
+    remote: (any RemoteOpener)?
   ) throws(ImageFault) {
     if let foreign = try SourceFormat.foreign(said: said, path: path, remote: remote) {
+      if snapshot != nil { throw SnapshotEditor.noneInForeign(path) }
       let layer = try ForeignLayer(
-        path: path, format: foreign, takesLocks: takesLocks, opensOthers: said != nil)
+        path: path, format: foreign, takesLocks: options.takesLocks, opensOthers: said != nil,
+        allowed: options.allowed)
       self.foreign = layer
       byteCount = layer.diskByteCount
       formatName = foreign.rawValue
       return
     }
+    var open = OpenChain.Options(
+      detection: .top, takesLocks: options.takesLocks, followsBackingFiles: said != nil,
+      snapshot: snapshot, remote: remote)
+    open.allowed = options.allowed
+    open.keys = options.keys
+    // A data file is a file that the image names, too.
+    if said == nil { open.allowed.data = [] }
     let layers = try OpenChain.open(
-      path: path, format: said?.own, access: .readOnly,
-      options: OpenChain.Options(
-        detection: .top, takesLocks: takesLocks, followsBackingFiles: said != nil, remote: remote))
-    guard said != nil || layers[0].header?.backingFile == nil else {
+      path: path, format: said?.own, access: .readOnly, options: open)
+    let namesOthers = layers[0].header?.backingFile != nil || layers[0].dataStorage != nil
+    guard said != nil || !namesOthers else {
       throw ImageFault(
         path, "the image names another file, and its format is not said",
         wayOut: "say it (-f \(layers[0].format.rawValue)) if you trust the image", kind: .refused)
@@ -43,6 +54,9 @@ struct SourceDisk {
     byteCount = layers[0].diskByteCount
     formatName = layers[0].format.rawValue
   }
+
+  /// The layers of a chain of ours; empty for another program's image.
+  var layers: [OpenedLayer] { chain?.layers ?? [] }
 
   /// The run at `offset`, which lies on the disk.
   ///
@@ -60,7 +74,9 @@ struct SourceDisk {
 
   /// Who the files are that must not be written to.
   func identities() throws(ImageFault) -> [LayerStorage.Identity] {
-    let files = chain?.layers.map(\.storage) ?? foreign?.files.map(\.storage) ?? []
+    let files =
+      layers.map(\.storage) + layers.compactMap(\.dataStorage)
+      + (foreign?.files.map(\.storage) ?? [])
     var identities: [LayerStorage.Identity] = []
     for file in files { identities.append(try file.identity()) }
     return identities

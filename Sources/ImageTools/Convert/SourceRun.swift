@@ -6,6 +6,7 @@
 import BlockTypes
 import Compression
 import LinuxIO
+import Synchronization
 
 /// A run of equal kind.
 struct SourceRun: Sendable {
@@ -14,6 +15,8 @@ struct SourceRun: Sendable {
     /// In the file from the offset on. What lies behind the file's end reads as zeroes if
     /// `endsInZeroes`, and is a fault of the image if not.
     case stored(LayerFile, UInt64, endsInZeroes: Bool)
+    /// As `stored`, encrypted; whole sectors lie in the file.
+    case sealed(LayerFile, UInt64, SharedCipher)
     case packed(SourceUnit)
   }
 
@@ -51,15 +54,17 @@ extension SourceRun {
     let part = index..<(index + Int(byteCount))
     switch content {
     case .zero: buffer.clear(part)
-    case .stored(let file, let place, let endsInZeroes):
-      let count: Int
-      do throws(SystemError) {
-        count = try file.file.read(at: place, into: &buffer, part)
-      } catch {
-        throw ImageFault(
-          file.path, "\(error) (byte \(place) of the file, byte \(offset) of the disk)",
-          wayOut: ImageFault.wayOut(of: error.errno))
+    case .sealed(let file, let place, let cipher):
+      // A disk may end inside a sector.
+      let sealedCount = Int(byteCount.alignedUp(to: UInt64(CipherSector.byteCount)))
+      var sectors = [UInt8](repeating: 0, count: sealedCount)
+      _ = try Self.read(file, at: place, into: &sectors, 0..<sealedCount, diskOffset: offset)
+      guard cipher.unseal(&sectors, firstSector: place >> CipherSector.bits) else {
+        throw ImageFault(file.path, "the cipher fails (byte \(offset) of the disk)")
       }
+      buffer.replaceSubrange(part, with: sectors[..<part.count])
+    case .stored(let file, let place, let endsInZeroes):
+      let count = try Self.read(file, at: place, into: &buffer, part, diskOffset: offset)
       guard count == part.count || endsInZeroes else {
         throw ImageFault(
           file.path, "the file ends at byte \(place + UInt64(count)), inside a block of the disk",
@@ -77,6 +82,33 @@ extension SourceRun {
       }
       buffer.replaceSubrange(part, with: plain[start..<(start + part.count)])
     }
+  }
+}
+
+extension SourceRun {
+  private static func read(
+    _ file: LayerFile, at place: UInt64, into buffer: inout [UInt8], _ part: Range<Int>,
+    diskOffset: UInt64
+  ) throws(ImageFault) -> Int {
+    do throws(SystemError) {
+      return try file.file.read(at: place, into: &buffer, part)
+    } catch {
+      throw ImageFault(
+        file.path, "\(error) (byte \(place) of the file, byte \(diskOffset) of the disk)",
+        wayOut: ImageFault.wayOut(of: error.errno))
+    }
+  }
+}
+
+/// The cipher of a layer for several threads, which it decrypts for one by one.
+final class SharedCipher: Sendable {
+  private let cipher: Mutex<any SectorCipher>
+
+  init(_ cipher: any SectorCipher) { self.cipher = Mutex(cipher) }
+
+  /// Decrypts whole sectors; false when the cipher fails.
+  func unseal(_ sectors: inout [UInt8], firstSector: UInt64) -> Bool {
+    cipher.withLock { sectors.unseal(with: $0, firstSector: firstSector) }
   }
 }
 

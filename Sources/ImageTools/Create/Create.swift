@@ -17,10 +17,11 @@ public enum Create {
   ///
   /// - Parameters:
   ///   - key: opens the image if it is to be encrypted.
+  ///   - allowed: what the images below may name besides the files in their own folders.
   ///   - remote: opens what is no file; nil: there is no such thing.
   public static func run(
     path: String, format: ImageFormat, options: CreateOptions, key: SecretBytes? = nil,
-    remote: (any RemoteOpener)? = nil
+    allowed: AllowedFiles = AllowedFiles(), remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> String {
     var options = options
     try options.requireConsistent(path: path)
@@ -32,7 +33,7 @@ public enum Create {
     }
     // The layers below stay open, and with it locked, until the image is there.
     let base = try openBackingFile(
-      of: path, format: format, options: options, remote: remote)
+      of: path, format: format, options: options, allowed, remote: remote)
     let requested = options.diskByteCount
     options.diskByteCount = try diskByteCount(path, options: options, base: base)
     let content = try NewImage(path: path, format: format, options: options, key: key)
@@ -60,7 +61,8 @@ public enum Create {
   }
 
   private static func openBackingFile(
-    of path: String, format: ImageFormat, options: CreateOptions, remote: (any RemoteOpener)?
+    of path: String, format: ImageFormat, options: CreateOptions, _ allowed: AllowedFiles,
+    remote: (any RemoteOpener)?
   ) throws(ImageFault) -> [OpenedLayer] {
     guard let backingFile = options.backingFile else { return [] }
     guard format == .qcow2 else {
@@ -79,13 +81,16 @@ public enum Create {
     guard options.opensBackingFile else { return [] }
     return try OpenChain.open(
       path: isRemote ? backingFile : name.path(relativeTo: path), format: options.backingFormat,
-      access: .readOnly, options: backingOptions(remote))
+      access: .readOnly, options: backingOptions(allowed, remote))
   }
 
   /// Only the size of the backing file is looked at.
-  private static func backingOptions(_ remote: (any RemoteOpener)?) -> OpenChain.Options {
+  private static func backingOptions(
+    _ allowed: AllowedFiles, _ remote: (any RemoteOpener)?
+  ) -> OpenChain.Options {
     var options = OpenChain.Options(detection: .none, remote: remote)
     options.needsKeys = false
+    options.allowed = allowed
     return options
   }
 

@@ -36,6 +36,29 @@ public struct KeySource: Hashable, Sendable {
     self.init(layer: layer, place: .descriptor(number))
   }
 
+  /// The places that the values of `--key-file` and of `--key-fd` name.
+  public static func list(
+    files: [String], descriptors: [String]
+  ) throws(ImageFault) -> [KeySource] {
+    var sources: [KeySource] = []
+    for text in files {
+      guard let source = KeySource(parsingFile: text) else {
+        throw ImageFault(
+          "--key-file", "'\(text)' is not [IMAGE=]PATH", wayOut: "write /run/keys/vm1",
+          kind: .refused)
+      }
+      sources.append(source)
+    }
+    for text in descriptors {
+      guard let source = KeySource(parsingDescriptor: text) else {
+        throw ImageFault(
+          "--key-fd", "'\(text)' is not [IMAGE=]NUMBER", wayOut: "write 3", kind: .refused)
+      }
+      sources.append(source)
+    }
+    return sources
+  }
+
   private static func split(_ text: String) -> (layer: String?, rest: String) {
     guard let sign = text.firstIndex(of: "=") else { return (nil, text) }
     let layer = String(text[..<sign])

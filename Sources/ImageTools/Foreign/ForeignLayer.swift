@@ -16,12 +16,16 @@ struct ForeignLayer {
 
   /// Opens the image at `path`.
   ///
-  /// - Parameter opensOthers: whether files beside it are opened that it names. Not when its format
-  ///   was guessed: whoever made the bytes would choose which of our files are read.
+  /// - Parameters:
+  ///   - opensOthers: whether files are opened that it names. Not when its format was guessed:
+  ///     whoever made the bytes would choose which of our files are read.
+  ///   - allowed: which ones besides those in its folder.
   init(
-    path: String, format: ForeignFormat, takesLocks: Bool, opensOthers: Bool
+    path: String, format: ForeignFormat, takesLocks: Bool, opensOthers: Bool,
+    allowed: AllowedFiles
   ) throws(ImageFault) {
     var files = [try ForeignFile(path: path, takesLocks: takesLocks)]
+    let gate = try FileGate.backing(allowed)
     let first = try files[0].storage.identity()
     image = try ForeignImage(format, files: &files) { (name) throws(ImageFault) in
       guard opensOthers else {
@@ -29,8 +33,8 @@ struct ForeignLayer {
           path, "the image names another file, and its format is not said",
           wayOut: "say it (-f \(format.rawValue)) if you trust the image", kind: .refused)
       }
-      let beside = BackingName(name).path(relativeTo: path)
-      let file = try ForeignFile(path: beside, takesLocks: takesLocks)
+      let file = try ForeignFile(
+        part: name, ofImageAt: path, gate: gate, takesLocks: takesLocks)
       guard try file.storage.identity() != first else {
         throw ImageFault(path, "the image names itself as one of its files", kind: .corrupt)
       }

@@ -8,10 +8,12 @@ extension Map {
   /// As `run` for an image of one of our formats. The path is that of the file that holds a run.
   public static func run(
     path: String, foreign format: ForeignFormat, wasSaid: Bool, takesLocks: Bool, start: UInt64,
-    byteCountMax: UInt64?, extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
+    byteCountMax: UInt64?, allowed: AllowedFiles = AllowedFiles(),
+    extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
   ) throws(ImageFault) {
     var layer = try ForeignLayer(
-      path: path, format: format, takesLocks: takesLocks, opensOthers: wasSaid)
+      path: path, format: format, takesLocks: takesLocks, opensOthers: wasSaid,
+      allowed: allowed)
     let (limit, overflows) = start.addingReportingOverflow(byteCountMax ?? .max)
     let end = min(layer.diskByteCount, overflows ? .max : limit)
     var pending: (extent: MapExtent, file: Int)?

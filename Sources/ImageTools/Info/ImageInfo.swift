@@ -27,13 +27,15 @@ public struct ImageInfo: Sendable {
   /// Looks at the image at `path` and, if asked, at everything below it.
   public static func list(
     path: String, format: ImageFormat?, includesBackingChain: Bool, takesLocks: Bool,
-    snapshot: String? = nil, remote: (any RemoteOpener)? = nil
+    snapshot: String? = nil, allowed: AllowedFiles = AllowedFiles(),
+    remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> [ImageInfo] {
+    var options = OpenChain.Options(
+      detection: .all, takesLocks: takesLocks, followsBackingFiles: includesBackingChain,
+      requiresSupport: false, snapshot: snapshot, remote: remote)
+    options.allowed = allowed
     let layers = try OpenChain.open(
-      path: path, format: format, access: .readOnly,
-      options: OpenChain.Options(
-        detection: .all, takesLocks: takesLocks, followsBackingFiles: includesBackingChain,
-        requiresSupport: false, snapshot: snapshot, remote: remote))
+      path: path, format: format, access: .readOnly, options: options)
     var list: [ImageInfo] = []
     for layer in layers { list.append(try ImageInfo(layer)) }
     return list

@@ -34,10 +34,13 @@ struct LayerMap {
   /// Whether data clusters may lie in holes of the file: a disk with preallocated metadata.
   private let mayHaveHoles: Bool
 
-  init(_ layer: OpenedLayer) throws(ImageFault) {
+  /// - Parameter tellsSealed: tell also the places of encrypted data, for who can read it.
+  init(_ layer: OpenedLayer, tellsSealed: Bool = false) throws(ImageFault) {
     self.path = layer.dataStorage?.path ?? layer.path
     self.diskByteCount = layer.diskByteCount
-    self.tables = layer.header.map(MappingTables.init)
+    self.tables = layer.header.map {
+      MappingTables($0, hidesPlaces: $0.encryptionMethod != 0 && !tellsSealed)
+    }
     self.reader = try MetadataReader(layer.storage)
     self.tellsHoles = try layer.storage.tellsHoles()
     if let header = layer.header, layer.dataStorage == nil {
@@ -162,7 +165,7 @@ struct LayerMap {
       kind = part.kind
       run.byteCount = UInt64(first + part.count) << UInt64(geometry.subclusterBits) - inCluster
       // A subcluster that is elsewhere may have a place here.
-      if kind == .unallocated && entry.hostOffset.byteOffset != 0 && !tables.isEncrypted {
+      if kind == .unallocated && entry.hostOffset.byteOffset != 0 && !tables.hidesPlaces {
         run.hostOffset = entry.hostOffset.byteOffset + inCluster
       }
     }
@@ -171,11 +174,10 @@ struct LayerMap {
     case .zeroPlain: run.isZero = true
     case .zeroAllocated:
       run.isZero = true
-      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset + inCluster
+      run.hostOffset = tables.hidesPlaces ? nil : entry.hostOffset.byteOffset + inCluster
     case .normal:
       run.isData = true
-      // What lies there is not what the disk holds.
-      run.hostOffset = tables.isEncrypted ? nil : entry.hostOffset.byteOffset + inCluster
+      run.hostOffset = tables.hidesPlaces ? nil : entry.hostOffset.byteOffset + inCluster
     case .compressed: run.isData = true
     case .invalid:
       throw ImageFault(
@@ -194,14 +196,15 @@ private struct MappingTables {
   let hasDataFile: Bool
   let l1TableOffset: UInt64
   let l1EntryCount: Int
-  let isEncrypted: Bool
+  /// What lies in the file is not what the disk holds.
+  let hidesPlaces: Bool
 
-  init(_ header: Header) {
+  init(_ header: Header, hidesPlaces: Bool) {
     geometry = header.geometry
     version = header.version
     hasDataFile = header.incompatibleFeatures.contains(.externalDataFile)
     l1TableOffset = header.l1TableOffset.byteOffset
     l1EntryCount = header.l1EntryCount
-    isEncrypted = header.encryptionMethod != 0
+    self.hidesPlaces = hidesPlaces
   }
 }

@@ -13,15 +13,18 @@ public enum Map {
   /// - Parameters:
   ///   - start: where to begin; nothing comes when it is past the end.
   ///   - byteCountMax: how far to go, nil for the whole disk.
+  ///   - allowed: what images may name besides the files in their own folders.
   ///   - snapshot: id or name of the image's snapshot to be mapped in the place of its disk.
   public static func run(
     path: String, format: ImageFormat?, takesLocks: Bool, start: UInt64 = 0,
-    byteCountMax: UInt64? = nil, snapshot: String? = nil, remote: (any RemoteOpener)? = nil,
+    byteCountMax: UInt64? = nil, snapshot: String? = nil, allowed: AllowedFiles = AllowedFiles(),
+    remote: (any RemoteOpener)? = nil,
     extent: (MapExtent, _ path: String) throws(ImageFault) -> Void
   ) throws(ImageFault) {
     var options = OpenChain.Options(
       detection: .top, takesLocks: takesLocks, snapshot: snapshot, remote: remote)
     options.needsKeys = false
+    options.allowed = allowed
     let layers = try OpenChain.open(
       path: path, format: format, access: .readOnly, options: options)
     var maps: [LayerMap] = []

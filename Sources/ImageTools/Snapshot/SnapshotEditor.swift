@@ -71,6 +71,10 @@ struct SnapshotEditor {
       kind: .unsupported)
   }
 
+  static func noneInForeign(_ path: String) -> ImageFault {
+    ImageFault(path, "snapshots of this format are not read", kind: .unsupported)
+  }
+
   /// The header by which a snapshot is read.
   static func view(
     of header: Header, _ storage: LayerFile, at idOrName: String

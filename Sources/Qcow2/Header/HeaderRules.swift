@@ -140,19 +140,13 @@ extension Header {
   }
 
   /// Refuses, by name, an image with features that nobody told us of: not even its tables may be
-  /// touched.
+  /// touched, or counted. The others do not change who references what.
   public func requireKnownFeatures() throws(ImageError) {
     let unknown = incompatibleFeatures.subtracting(.known)
     guard unknown.isEmpty else {
       throw ImageError(
         .unsupported, "the image needs unknown features: \(names(of: unknown))")
     }
-  }
-
-  /// Refuses an image whose references the checker cannot follow.
-  public func requireCheckable() throws(ImageError) {
-    // The checker knows all features, or they do not change who references what.
-    try requireKnownFeatures()
   }
 
   private func requireWritable() throws(ImageError) {
