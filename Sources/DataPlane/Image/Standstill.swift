@@ -175,15 +175,26 @@ extension ImageStack {
       lostWrites = true
     }
     forgetTables()
-    do {
-      try readTables()
-    } catch {
-      overlapGuard.trip("its tables cannot be read again: \(error)")
+    var fault: String?
+    for _ in 0..<ImageStack.readsMax {
+      do {
+        try readTables()
+        fault = nil
+        break
+      } catch {
+        fault = "its tables cannot be read again: \(error)"
+      }
+    }
+    if let fault {
+      overlapGuard.trip(fault)
       // Nobody has found a fault in the image itself.
       overlapGuard.isUnmarked = false
     }
     if disks.isDirect(file: layers[0].file) { _ = storages[0].file.enableDirect() }
   }
+
+  /// Attempts to read the tables: all changes end when they cannot be read.
+  private static var readsMax: Int { 3 }
 
   /// Drops all pages of the active layer's tables, which are clean and used by nobody.
   private mutating func forgetTables() {
@@ -207,8 +218,10 @@ extension ImageStack {
       storage: old.storage, dataStorage: old.dataStorage, format: .qcow2(header),
       diskByteCount: header.diskByteCount, cipher: old.cipher)
     let l1 = try plan.layers[0].readL1Table()
-    let allocator = try Allocator(plan)
+    var allocator = try Allocator(plan)
     overlapGuard = try OverlapGuard(plan, l1: l1, refcountTable: allocator.table)
+    // What was packed last is shared now, and its host cluster is left as it is.
+    allocator.packedTail.block = self.allocator.packedTail.block
     self.allocator = allocator
     layers[0].l1TableOffset = header.l1TableOffset.byteOffset
     layers[0].l1 = FixedArray(count: l1.count) { l1[$0] }
