@@ -119,9 +119,30 @@ public enum PlanCompiler {
     plan.patience = config.patience
     plan.clientsMayResize = config.clientsMayResize
     plan.overlapCheck = config.overlapCheck
+    plan.packsWrites = try packsWrites(config, layers[0])
     plan.bitmapDurability = config.bitmapDurability
     plan.bitmapActions = try bitmapActions(config, diskByteCount: diskByteCount)
     return plan
+  }
+
+  /// Whether what clients write is compressed, which the format has for data of its own only.
+  private static func packsWrites(
+    _ config: ExportConfig, _ image: OpenedLayer
+  ) throws(ControlError) -> Bool {
+    guard config.packsWrites, !config.isReadOnly else { return false }
+    let obstacle: String? =
+      if image.header == nil {
+        "a raw image has no compressed clusters"
+      } else if image.header?.encryptionMethod != 0 {
+        "an encrypted image has no compressed clusters"
+      } else if image.dataStorage != nil {
+        "an image with an external data file has no compressed clusters"
+      } else {
+        nil
+      }
+    guard let obstacle else { return true }
+    throw ControlError(
+      config.imagePath, "--compress: \(obstacle)", wayOut: "say compress=off for this export")
   }
 
   /// What makes the bitmaps that were asked for, tried once.

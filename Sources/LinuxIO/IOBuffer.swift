@@ -58,6 +58,14 @@ import Glibc
     unsafe memset(address(of: start, count), 0, count)
   }
 
+  /// Whether `count` bytes, at least one, are all zero.
+  public func isZero(_ start: Int, _ count: Int) -> Bool {
+    precondition(count > 0, "no byte is compared")
+    let bytes = unsafe address(of: start, count)
+    // Each byte is like its neighbour, and the first one is zero.
+    return unsafe bytes.load(as: UInt8.self) == 0 && memcmp(bytes, bytes + 1, count - 1) == 0
+  }
+
   /// Copies `count` bytes from `source`; the two ranges must not overlap.
   @inlinable public func copy(
     _ start: Int, from source: IOBuffer, _ sourceStart: Int, _ count: Int

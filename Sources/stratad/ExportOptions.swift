@@ -12,6 +12,7 @@ import ImageTools
 
 struct ExportOptions: ParsableArguments {
   enum Engine: String, ExpressibleByArgument, CaseIterable { case native, sync }
+  enum Switch: String, ExpressibleByArgument, CaseIterable { case on, off }
 
   @Option(
     name: [.customShort("f"), .long],
@@ -83,6 +84,11 @@ struct ExportOptions: ParsableArguments {
       "Which tables of the image are guarded: none, constant, cached or all. (default: cached)",
       valueName: "mode"))
   var overlapCheck: OverlapCheck?
+
+  @Option(
+    help: ArgumentHelp(
+      "Compress whole clusters that clients write: on or off. (default: off)", valueName: "switch"))
+  var compress: Switch?
 
   @Option(
     help: ArgumentHelp("Memory for the image's tables. (default: 32M)", valueName: "bytes"))
@@ -181,6 +187,7 @@ struct ExportOptions: ParsableArguments {
     config.snapshot = snapshot
     config.clientsMayResize = clientResize || common?.clientResize == true
     config.overlapCheck = overlapCheck ?? common?.overlapCheck ?? .cached
+    config.packsWrites = (compress ?? common?.compress) == .on
     config.bitmapDurability = bitmapDurability ?? common?.bitmapDurability ?? .region
     config.keys = try keys()
     if config.keys.isEmpty, let common {

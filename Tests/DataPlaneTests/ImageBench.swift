@@ -85,7 +85,7 @@ final class ImageBench {
     _ folder: TemporaryFolder, _ name: String, format: ImageFormat = .qcow2,
     engine: ExportPlan.Engine = .sync, isReadOnly: Bool = false, cacheByteCount: Int = 1 << 20,
     slotCount: Int = 2_000, overlapCheck: OverlapCheck = .cached,
-    durability: BitmapDurability = .region
+    durability: BitmapDurability = .region, packsWrites: Bool = false
   ) throws {
     self.folder = folder
     path = folder.path(name)
@@ -105,6 +105,7 @@ final class ImageBench {
       metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
     plan.overlapCheck = overlapCheck
     plan.bitmapDurability = durability
+    plan.packsWrites = packsWrites
     self.plan = plan
     image = try ImageStack(plan, slotCount: slotCount)
   }

@@ -166,6 +166,30 @@ extension ImageBench {
     #expect(try bench.check().isClean)
   }
 
+  @Test(arguments: [ExportPlan.Engine.sync, .aio])
+  func `shares packed clusters, and what is packed later lies behind them`(
+    engine: ExportPlan.Engine
+  ) throws {
+    let folder = try TemporaryFolder()
+    try folder.qemu("qemu-img create -q -f qcow2 @disk 4M")
+    let bench = try ImageBench(folder, "disk", engine: engine, packsWrites: true)
+    func text(_ seed: UInt8) -> [UInt8] { (0..<65_536).map { seed ^ UInt8($0 / 1_024) } }
+    for number in 0..<4 { try bench.write(text(UInt8(number)), UInt64(number) << 16) }
+    try bench.snapshot("one")
+    for number in 2..<6 { try bench.write(text(UInt8(number + 9)), UInt64(number) << 16) }
+    try bench.settle()
+    let disk = try bench.disk(ofSnapshot: "one")
+    for number in 0..<4 {
+      #expect(disk[number << 16..<(number + 1) << 16] == text(UInt8(number))[...])
+    }
+    try bench.deleteSnapshot("one")
+    try bench.write(text(77), 6 << 16)
+    try bench.settle()
+    #expect(try bench.check().isClean)
+    #expect(try bench.read(2 << 16, 65_536) == text(11))
+    #expect(try bench.read(0, 65_536) == text(0))
+  }
+
   @Test func `is followed by a larger disk, and keeps its size`() throws {
     let bench = try ImageBench("cluster_size=4096")
     try bench.write(pattern(mebibyte), 0)

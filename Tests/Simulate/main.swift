@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The program of tools/simulate: seeds FIRST, FIRST + STEP, ... up to LAST.
+// The program of tools/simulate: seeds FIRST, FIRST + STEP, ... up to LAST, of exports that
+// compress after the word `compress`.
 
 import Glibc
 
 let words = CommandLine.arguments.dropFirst()
 let numbers = words.compactMap { UInt64($0) }
 guard numbers.count == 3 else {
-  fatalError("Simulate FIRST LAST STEP")
+  fatalError("Simulate [compress] FIRST LAST STEP")
 }
+let compresses = words.contains("compress")
 var tally = SimulationTally()
 var passed = 0
 var failed = 0
 for seed in stride(from: numbers[0], through: numbers[1], by: Int(numbers[2])) {
   announce(seed)
   do {
-    tally += try Simulation.run(seed: seed)
+    tally += try Simulation.run(seed: seed, compresses: compresses)
     passed += 1
   } catch {
     failed += 1

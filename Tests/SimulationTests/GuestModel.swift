@@ -132,17 +132,43 @@ extension GuestModel {
     return [UInt8](unsafeUninitializedCapacity: Int(range.byteCount)) { buffer, count in
       let raw = UnsafeMutableRawBufferPointer(buffer)
       for at in stride(from: 0, to: Int(range.byteCount), by: 8) {
-        let unit = (range.start + UInt64(at)) / unitByteCount
+        let start = range.start + UInt64(at)
+        let word = UInt64(version) << 32 | (start / unitByteCount & 0xffff_ffff)
         raw.storeBytes(
-          of: UInt64(version) << 32 | (unit & 0xffff_ffff), toByteOffset: at, as: UInt64.self)
+          of: version % 4 == 3 ? mixed(word, start % unitByteCount) : word, toByteOffset: at,
+          as: UInt64.self)
       }
       count = Int(range.byteCount)
     }
   }
 
+  /// Every fourth version is noise that no compression makes smaller: the word, and where it is in
+  /// its unit, mixed in a way that can be taken back.
+  private static func mixed(_ word: UInt64, _ place: UInt64) -> UInt64 {
+    let first = (word &+ place << 58) &* 0x9e37_79b9_7f4a_7c15
+    return (first ^ first >> 32) &* 0xd6e8_feb8_6659_fd93
+  }
+
+  private static func noisyVersion(
+    _ bytes: UnsafeRawBufferPointer, at: Int, unit: UInt64
+  ) -> UInt32? {
+    // The inverse factors modulo 2^64.
+    let first = bytes.loadUnaligned(fromByteOffset: at, as: UInt64.self) &* 0xcfee_444d_8b59_a89b
+    let word = (first ^ first >> 32) &* 0xf1de_83e1_9937_733d
+    guard word & 0xffff_ffff == unit & 0xffff_ffff else { return nil }
+    for other in stride(from: 0, to: Int(unitByteCount), by: 8)
+    where bytes.loadUnaligned(fromByteOffset: at + other, as: UInt64.self)
+      != mixed(word, UInt64(other))
+    { return nil }
+    return UInt32(word >> 32)
+  }
+
   /// The version that a unit holds; nil when its bytes are those of no version of this unit.
   static func version(_ bytes: UnsafeRawBufferPointer, at: Int, unit: UInt64) -> UInt32? {
     let word = bytes.loadUnaligned(fromByteOffset: at, as: UInt64.self)
+    if word != 0, word & 0xffff_ffff != unit & 0xffff_ffff {
+      return noisyVersion(bytes, at: at, unit: unit)
+    }
     for other in stride(from: at + 8, to: at + Int(unitByteCount), by: 8)
     where bytes.loadUnaligned(fromByteOffset: other, as: UInt64.self) != word { return nil }
     if word == 0 { return 0 }

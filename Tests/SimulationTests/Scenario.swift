@@ -44,10 +44,19 @@ struct Scenario {
   var failuresPerThousand = 0
   var shortsPerThousand = 0
   var resizes = false
+  /// Whole clusters that are written are compressed; a family of its own beside what seeds decide.
+  var compresses = false
   /// Extended L2 entries, from clusters of 16 KiB on.
   var hasSubclusters = false
   /// Requests begin and end at multiples of this.
   var requestUnit: UInt64 = 512
+
+  /// Compresses what is written, mostly in whole clusters; the rest stays as the seed has it.
+  mutating func compress() {
+    compresses = true
+    requestUnit = clusterByteCount
+    requestCount += 20
+  }
 
   /// A plain image on which nothing is asked for.
   init() {}
@@ -89,6 +98,7 @@ extension Scenario: CustomStringConvertible {
     var text = "\(options), disk \(diskByteCount), base \(base), blocks of \(blockByteCount)"
     text += ", \(requestCount) requests, \(requestsAtOnceMax) at once, holds \(hold)"
     if hasSubclusters { text += ", subclusters" }
+    if compresses { text += ", compressing" }
     if failuresPerThousand > 0 { text += ", \(failuresPerThousand)/1000 fail" }
     if shortsPerThousand > 0 { text += ", \(shortsPerThousand)/1000 are short" }
     return text

@@ -48,7 +48,7 @@ final class Session {
     pool = try BlockingPool()
     image = try Session.open(
       machine, path: "disk", access: .readWrite, cacheByteCount: scenario.cacheByteCount,
-      pool: pool)
+      pool: pool, compresses: scenario.compresses)
   }
 
   deinit { image.unmapAll() }
@@ -57,20 +57,21 @@ final class Session {
 
   static func open(
     _ machine: any RemoteOpener, path: String, access: ImageFile.Access, cacheByteCount: Int,
-    pool: BlockingPool
+    pool: BlockingPool, compresses: Bool = false
   ) throws -> ImageStack {
     let layers = try OpenChain.open(
       path: path, format: .qcow2, access: access,
       options: OpenChain.Options(detection: .none, remote: machine))
-    return try ImageStack(
-      ExportPlan(
-        name: "", description: "", isReadOnly: access == .readOnly,
-        layers: layers.map { layer in
-          LayerPlan(
-            storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
-            diskByteCount: layer.exactDiskByteCount)
-        }, engine: .sync, limits: RequestLimits(), minimumBlockByteCount: 1,
-        metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0), slotCount: 24, pool: pool)
+    var plan = ExportPlan(
+      name: "", description: "", isReadOnly: access == .readOnly,
+      layers: layers.map { layer in
+        LayerPlan(
+          storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
+          diskByteCount: layer.exactDiskByteCount)
+      }, engine: .sync, limits: RequestLimits(), minimumBlockByteCount: 1,
+      metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
+    plan.packsWrites = compresses
+    return try ImageStack(plan, slotCount: 24, pool: pool)
   }
 
   /// Puts a request in a slot and starts it, as the loop does.

@@ -50,8 +50,10 @@ final class Simulation {
   ///
   /// - Throws: `Breach` when a promise was broken; anything else when the product refused what it
   ///   has to do.
-  static func run(seed: UInt64, lie: DiskLie = .none) throws -> SimulationTally {
-    let simulation = Simulation(seed: seed)
+  static func run(
+    seed: UInt64, lie: DiskLie = .none, compresses: Bool = false
+  ) throws -> SimulationTally {
+    let simulation = Simulation(seed: seed, compresses: compresses)
     try simulation.run(lie)
     return simulation.tally
   }
@@ -59,10 +61,12 @@ final class Simulation {
   /// What the seed decides, in words.
   static func describe(seed: UInt64) -> String { Simulation(seed: seed).scenario.description }
 
-  private init(seed: UInt64) {
+  private init(seed: UInt64, compresses: Bool = false) {
     self.seed = seed
     random = SeededRandom(seed: seed)
-    scenario = Scenario(&random)
+    var scenario = Scenario(&random)
+    if compresses { scenario.compress() }
+    self.scenario = scenario
     cutRandom = SeededRandom(seed: random.next())
     continuesPercent = 2
   }

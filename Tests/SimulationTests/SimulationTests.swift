@@ -23,6 +23,19 @@ import Testing
     }
   }
 
+  @Test(arguments: 0..<2)
+  func `of an export that compresses leaves the same`(part: UInt64) {
+    for seed in stride(from: part + 1, through: 12, by: 2) {
+      do {
+        let tally = try Simulation.run(seed: seed, compresses: true)
+        #expect(tally.requestCount > 0)
+      } catch {
+        Issue.record(
+          "seed \(seed), compressing (\(Simulation.describe(seed: seed))): \(error)")
+      }
+    }
+  }
+
   @Test func `gives the same for the same seed`() throws {
     #expect(try Simulation.run(seed: 5) == Simulation.run(seed: 5))
   }

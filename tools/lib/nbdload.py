@@ -184,7 +184,7 @@ class Load:
     """
 
     def __init__(self, connections, seed, oracle, on_durable=lambda: None, depth=8, hot_sectors=0,
-                 writes_only=False):
+                 writes_only=False, whole_sectors=0):
         self.connections, self.oracle, self.on_durable = connections, oracle, on_durable
         self.random, self.depth = random.Random(seed), depth
         self.flight = [{} for _ in connections]          # cookie -> (kind, ticket)
@@ -195,6 +195,7 @@ class Load:
         sectors = connections[0].size // SECTOR
         self.span = min(hot_sectors or sectors, sectors)
         self.start = self.random.randrange(0, sectors - self.span + 1, 8)
+        self.whole = whole_sectors                       # every other request is one or more of so many
         self.flags = connections[0].flags
         if writes_only:
             self.flags &= ~(HAS_TRIM | HAS_ZEROES)
@@ -211,6 +212,10 @@ class Load:
 
     def pick(self):
         """A range of sectors: mostly 4 KiB blocks, sometimes odd sectors, sometimes long."""
+        low, high = -(-self.start // self.whole) if self.whole else 0, (self.start + self.span) // (self.whole or 1)
+        if self.whole and low < high and self.random.random() < 0.5:
+            first = self.random.randrange(low, high)
+            return range(first * self.whole, min(first + self.random.randint(1, 3), high) * self.whole)
         kind = self.random.random()
         if kind < 0.65:
             count, unit = 8 * self.random.randint(1, 4), 8

@@ -36,7 +36,15 @@ def features():
     cells["compressed-zlib"] = Feature(packed=True)
     cells["compressed-zlib-4096"] = Feature(cluster=4096, packed=True)
     cells["compressed-zstd"] = Feature(options=",compression_type=zstd", packed=True)
-    cells["compress-on"] = Feature(serve="--compress=on")
+    packs = "--compress=on"
+    cells["compress-on"] = Feature(serve=packs)
+    cells["compress-on-4096"] = Feature(cluster=4096, serve=packs)
+    cells["compress-on-zstd"] = Feature(cluster=4096, options=",compression_type=zstd", base="qcow2", serve=packs)
+    cells["compress-on-subclusters"] = Feature(cluster=16384, options=extended, base="qcow2", serve=packs)
+    cells["compress-on-snapshots"] = Feature(cluster=4096, packed=True, serve=packs,
+                                             prepare=("qemu-img snapshot -c one {image}",))
+    for bits in (1, 2):
+        cells[f"compress-on-refcounts-{bits}"] = Feature(cluster=4096, options=f",refcount_bits={bits}", serve=packs)
     cells["snapshots"] = Feature(cluster=4096, base="qcow2", prepare=("qemu-img snapshot -c one {image}",))
     cells["snapshots-packed"] = Feature(packed=True, prepare=("qemu-img snapshot -c one {image}",))
     cells["bitmaps"] = Feature(cluster=4096, prepare=("qemu-img bitmap --add {image} one",

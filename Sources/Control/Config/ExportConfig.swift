@@ -35,6 +35,8 @@ public struct ExportConfig: Sendable {
   public var clientsMayResize = false
   /// Which of the image's own tables are guarded against being overwritten.
   public var overlapCheck = OverlapCheck.cached
+  /// Whole clusters that clients write are compressed.
+  public var packsWrites = false
   /// Id or name of an internal snapshot that is served in the place of the disk, read-only.
   public var snapshot: String?
   /// Where the keys of encrypted images are.

@@ -44,6 +44,12 @@ public enum StatusText {
             + " \(count(status["allocations"], "runs", "run"))",
         ],
         [
+          "compression",
+          "\(count(status["compression"], "clusters", "cluster")),"
+            + " \(bytes(status["compression"], "bytes"))"
+            + " in \(bytes(status["compression"], "packed-bytes"))",
+        ],
+        [
           "polling",
           "\(count(status["spin"], "hits", "hit")),"
             + " \(number(status["spin"], "misses")) in vain",

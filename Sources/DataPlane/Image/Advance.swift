@@ -74,6 +74,8 @@ extension ImageStack {
       case .makingTable: progress = makeTable(index)
       case .writingTable: progress = installTable(index)
       case .allocating: progress = allocate(index)
+      case .packing: progress = finishPacking(index)
+      case .placingPacked: progress = placePacked(index)
       case .fillingHead, .fillingTail: progress = fill(index)
       case .gathering: progress = writeClusters(index)
       case .writingClusters: progress = finishClusters(index)
@@ -150,6 +152,7 @@ extension ImageStack {
     if requests.slots[index].inFlightCount > 0 { return .waits }
     abandonAllocation(index)
     abandonTable(index)
+    endPacking(index)
     requests.slots[index].stage = .finished
     return .more
   }
@@ -160,6 +163,7 @@ extension ImageStack {
     buffers.release(requests.slots[index].edges)
     buffers.release(requests.slots[index].packed.buffer)
     buffers.release(requests.slots[index].tableCopy)
+    buffers.release(requests.slots[index].packedPayload.buffer)
     buffers.release(requests.slots[index].allocation.headFill)
     buffers.release(requests.slots[index].allocation.tailFill)
     requests.retire(index)

@@ -31,6 +31,9 @@ struct Allocator: ~Copyable {
   var keptByteCount: UInt64
   let canGrow: Bool
 
+  /// Where packed clusters go.
+  var packedTail = PackedTail()
+
   var growthIsRunning = false
   var growthTarget: UInt64 = 0
   var growthNeeded: UInt64 = 0

@@ -9,6 +9,9 @@ struct ImageCounters {
   /// Runs of guest clusters that got a place in the active layer, and the clusters in them.
   var allocationCount: UInt64 = 0
   var allocatedClusterCount: UInt64 = 0
+  /// Those of them that were packed, and the bytes that they take.
+  var packedClusterCount: UInt64 = 0
+  var packedByteCount: UInt64 = 0
   /// System calls to hand work to the blocking pool and to learn of its end.
   var poolCallCount: UInt64 = 0
   /// Rounds in which regions were marked for persistent bitmaps.

@@ -64,6 +64,7 @@ extension ImageStack {
     self.zeroes = zeroes  // fresh from the kernel, hence zero, and never written
     storages = plan.layers.map(\.storage) + dataStorages
     isReadOnly = plan.isReadOnly
+    packsWrites = plan.packsWrites && !plan.isReadOnly
     diskByteCount = plan.diskByteCount
     alignment = direct ?? block
     index = IndexGeometry(unitBits: ImageStack.smallestClusterBits(plan))

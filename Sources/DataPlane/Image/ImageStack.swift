@@ -58,6 +58,8 @@ struct ImageStack: ~Copyable {
   let storages: [LayerFile]
 
   let isReadOnly: Bool
+  /// Whole clusters that get a place are compressed, as far as they shrink.
+  var packsWrites: Bool
   /// Larger than what clients know while the disk grows.
   var diskByteCount: UInt64
   /// The alignment that all I/O of the chain keeps: 1 when it goes through the page cache.
@@ -74,6 +76,10 @@ struct ImageStack: ~Copyable {
   var cacheWaiters = SlotList()
   var claimWaiters = SlotList()
   var allocationWaiters = SlotList()
+
+  /// Requests that hold packed bytes, and those that wait because they are too many.
+  var packingCount = 0
+  var packingWaiters = SlotList()
 
   /// Dense lists of the requests that hold a claim or an allocation.
   var claims = DenseList()

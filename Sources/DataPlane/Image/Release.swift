@@ -193,6 +193,7 @@ extension ImageStack {
     let range = ByteRange(
       start: cluster * clusterByteCount, end: (cluster + count) * clusterByteCount)
     let storage = storages[0]
+    forgetPackedTail(in: cluster..<cluster + count)
     releases.isPunching = true
     releases.punchedCount = count
     submitToPool(index) {

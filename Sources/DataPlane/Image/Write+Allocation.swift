@@ -173,6 +173,10 @@ extension ImageStack {
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return waitForTable(index, 0, place.pageOffset, .l2, l1Index)
     }
+    if allocation.isPacked {
+      mapPacked(index, page, place)
+      return .more
+    }
     if geometry.hasSubclusters {
       mapSubclusters(index, page, place, isZero: isZero)
       return .more
@@ -212,7 +216,9 @@ extension ImageStack {
   mutating func abandonAllocation(_ index: Int) {
     guard requests.slots[index].allocationPosition >= 0 else { return }
     let allocation = requests.slots[index].allocation
-    if !allocation.reusesHost, allocation.host != 0, !layers[0].hasDataFile {
+    if allocation.isPacked {
+      if allocation.host != 0 { abandonPacked(index) }
+    } else if !allocation.reusesHost, allocation.host != 0, !layers[0].hasDataFile {
       let bits = UInt64(layers[0].geometry.clusterBits)
       // Writes that joined may still be on their way to the clusters.
       releases.addUnmapped(

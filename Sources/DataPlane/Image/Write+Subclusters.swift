@@ -138,6 +138,21 @@ extension ImageStack {
         placedEnd: max(reach, clusterStart + UInt64(keptCount) << bits)))
   }
 
+  /// How many clusters a run touches.
+  func clusterCount(of run: SubclusterRun) -> Int {
+    let geometry = layers[0].geometry
+    return Int(
+      (run.placedEnd - run.guestStart + geometry.clusterByteCount - 1)
+        >> UInt64(geometry.clusterBits))
+  }
+
+  /// Leaves the clusters of a run behind the first `clusterCount` out, which are written to their
+  /// end if there are others.
+  func shorten(_ run: inout SubclusterRun, to clusterCount: Int) {
+    run.placedEnd = min(
+      run.placedEnd, run.guestStart + UInt64(clusterCount) * layers[0].geometry.clusterByteCount)
+  }
+
   // MARK: Allocating
 
   /// Begins giving subclusters a place. Joins the request that is at the first of them if it fills
@@ -197,7 +212,7 @@ extension ImageStack {
         freeHost(of: old.descriptor)
         // What is not copied is not in the new host cluster.
         bitmap = SubclusterBitmap(
-          allocated: mask, zero: old.isCompressed ? 0 : old.bitmap.zero & ~mask)
+          allocated: mask, zero: old.descriptor.isCompressed ? 0 : old.bitmap.zero & ~mask)
       }
       let new = ExtendedL2Entry(
         L2Entry(normalAt: HostOffset(byteOffset: allocation.host + distance)),
@@ -223,8 +238,6 @@ extension ImageStack {
 }
 
 extension ExtendedL2Entry {
-  fileprivate var isCompressed: Bool { descriptor.rawValue & L2Entry.compressedFlag != 0 }
-
   /// The subclusters that a new host cluster has to hold besides what is written; nil when the
   /// cluster has a place that may be written, or is damaged.
   fileprivate func subclustersToCopy(in geometry: ClusterGeometry) -> UInt32? {

@@ -106,11 +106,24 @@ extension ImageStack {
         guard writeInPlace(index, host, byteCount, isSettled: isSettled) else {
           return fail(index, .noMemory)
         }
-      case .unplaced(let clusterCount):
+      case .unplaced(var clusterCount):
+        if packsWrites {
+          switch packNext(index, clusterCount) {
+          case .moved(let progress): return progress
+          case .plain(let count): clusterCount = count
+          }
+        }
         return beginAllocation(index, clusterCount, preallocatedAt: nil)
       case .preallocated(let host, let clusterCount):
         return beginAllocation(index, clusterCount, preallocatedAt: host)
-      case .unplacedSubclusters(let run): return beginAllocation(index, run)
+      case .unplacedSubclusters(var run):
+        if packsWrites, run.host == nil {
+          switch packNext(index, clusterCount(of: run)) {
+          case .moved(let progress): return progress
+          case .plain(let count): shorten(&run, to: count)
+          }
+        }
+        return beginAllocation(index, run)
       case .needsL2Table(let l1Index):
         requests.slots[index].tableIndex = l1Index
         requests.slots[index].afterTable = .placing
@@ -121,6 +134,7 @@ extension ImageStack {
       case .damaged: return failDamaged(index, at: cursor)
       }
     }
+    if packsWrites { endPacking(index) }
     requests.slots[index].stage = .awaitingWrites
     return .more
   }

@@ -61,7 +61,7 @@ extension ImageStack {
 
   /// Whether an L2 entry can say that a cluster reads as zeroes: version 3 has a flag for it, and
   /// without a backing file an empty entry does.
-  private var canForget: Bool { layers[0].version >= 3 || layers.count == 1 }
+  var canForget: Bool { layers[0].version >= 3 || layers.count == 1 }
 
   /// Whether no L2 entry says what is asked for: zeroes, and with NO_HOLE space for them too.
   private func mustWriteZeroes(_ index: Int) -> Bool {

@@ -84,6 +84,10 @@ extension ExportLoop {
       dirtyTablePageCount: image.cache.dirtyCount, flushCount: image.counters.flushCount,
       allocationCount: image.counters.allocationCount,
       allocatedClusterCount: image.counters.allocatedClusterCount,
+      packedClusterCount: image.counters.packedClusterCount,
+      unpackedByteCount: image.counters.packedClusterCount
+        * image.layers[0].geometry.clusterByteCount,
+      packedByteCount: image.counters.packedByteCount,
       spinHitCount: spin.hitTotal, spinMissCount: spin.missTotal)
   }
 

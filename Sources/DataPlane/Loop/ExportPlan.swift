@@ -80,6 +80,9 @@ public struct ExportPlan {
   public var clientsMayResize = false
   /// Which of the image's own tables are guarded against being overwritten.
   public var overlapCheck = OverlapCheck.cached
+  /// Whole clusters that are written to the active layer are compressed. It must be a qcow2 image
+  /// that keeps its data itself and does not encrypt it.
+  public var packsWrites = false
   /// What becomes of bitmaps that the image keeps when the process ends without notice.
   public var bitmapDurability = BitmapDurability.region
   /// What makes the dirty bitmaps that the export begins with, beside those of the image.

@@ -39,6 +39,10 @@ public struct ExportStatus: Sendable {
   public internal(set) var flushCount: UInt64
   public internal(set) var allocationCount: UInt64
   public internal(set) var allocatedClusterCount: UInt64
+  /// Those of them that were compressed, the bytes that they had and those that they take.
+  public internal(set) var packedClusterCount: UInt64
+  public internal(set) var unpackedByteCount: UInt64
+  public internal(set) var packedByteCount: UInt64
   public internal(set) var spinHitCount: UInt64
   public internal(set) var spinMissCount: UInt64
 }

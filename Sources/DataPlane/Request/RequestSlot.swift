@@ -14,6 +14,8 @@ import NBDProtocol
 ///                  WRITE:  claiming ─► [readingHeadEdge ─► readingTailEdge] ─► placing
 ///                          placing ─► [makingTable …] ─► [allocating ─► fillingHead ─► fillingTail
 ///                                      ─► gathering ─► writingClusters ─► committing ─► placing]
+///                          placing ─► [packing ─► placing ─► [placingPacked ─► writingClusters
+///                                      ─► committing ─► placing]]
 ///                          placing ─► awaitingWrites ─► [awaitingFlush] ─► finished
 ///                  ZERO:   claiming ─► nextZeroPiece ─► (the WRITE stages | zeroingClusters) ─► …
 ///                          zeroingClusters ─► [provisioning ─► mappingZeroes ─► zeroingClusters]
@@ -44,6 +46,10 @@ enum Stage: UInt8 {
   case makingTable
   case writingTable
   case allocating
+  /// Whole clusters are being compressed on the blocking pool.
+  case packing
+  /// Taking a place for clusters that are packed (Write+Packed.swift).
+  case placingPacked
   case fillingHead
   case fillingTail
   /// What else is written to the new clusters comes along.
@@ -78,11 +84,10 @@ enum Stage: UInt8 {
     switch self {
     case .free, .receiving, .held, .storingBitmaps, .standingStill, .finished, .replying: false
     case .scanning, .awaitingMarks, .claiming, .readingHeadEdge, .readingTailEdge, .placing,
-      .makingTable,
-      .writingTable, .allocating, .fillingHead, .fillingTail, .gathering, .writingClusters,
-      .committing, .awaitingWrites, .nextZeroPiece, .zeroingClusters, .provisioning,
-      .mappingZeroes, .awaitingPool, .collectingStatus, .awaitingFlush, .releasing, .resizing,
-      .unwinding:
+      .makingTable, .writingTable, .allocating, .packing, .placingPacked, .fillingHead,
+      .fillingTail, .gathering, .writingClusters, .committing, .awaitingWrites,
+      .nextZeroPiece, .zeroingClusters, .provisioning, .mappingZeroes, .awaitingPool,
+      .collectingStatus, .awaitingFlush, .releasing, .resizing, .unwinding:
       true
     }
   }
@@ -129,6 +134,8 @@ struct ClusterAllocation {
   var host: UInt64 = 0
   /// The host clusters have never been written, so they read as zeroes.
   var isFresh = false
+  /// The clusters are packed: `host` is the place of the first one's bytes.
+  var isPacked = false
   /// The clusters had a host place already (preallocated zero clusters), which stays theirs.
   var reusesHost = false
   var headFill: IOBuffer = .empty
@@ -231,6 +238,7 @@ struct RequestSlot {
   var tableCopy: IOBuffer = .empty
 
   var packed = PackedCluster()
+  var packedPayload = PackedPayload()
 
   var holes: [4 of HoleRun] = .init(repeating: HoleRun())
   var holeCount = 0

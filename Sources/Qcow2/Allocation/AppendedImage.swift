@@ -74,12 +74,12 @@ public struct AppendedImage: Sendable {
     {
       cursor = cursor.alignedUp(to: geometry.clusterByteCount)
     }
-    guard cursor < 1 << UInt64(62 - (geometry.clusterBits - 8)) else {
+    guard cursor + UInt64(byteCount) <= L2Entry.compressedPlaceMax(in: geometry) else {
       throw ImageError(.refused, "the image is too large for compressed clusters")
     }
-    let entry = L2Entry(packed: byteCount, at: cursor, in: geometry)
-    let sectors = entry.compressedRange(in: geometry)
     let place = HostOffset(byteOffset: cursor)
+    let entry = L2Entry(compressedAt: place, byteCount: byteCount, in: geometry)
+    let sectors = entry.compressedRange(in: geometry)
     cursor += UInt64(byteCount)
     count(
       sectors.start >> UInt64(geometry.clusterBits)..<geometry.clusterCount(for: sectors.end))
@@ -238,18 +238,5 @@ public struct AppendedImage: Sendable {
     bytes.reserveCapacity(words.count * 8)
     for word in words { bytes.appendBigEndian(word) }
     return bytes
-  }
-}
-
-extension L2Entry {
-  fileprivate var isCompressed: Bool { rawValue & L2Entry.compressedFlag != 0 }
-
-  /// The entry of a cluster whose `byteCount` compressed bytes lie at `offset`.
-  fileprivate init(packed byteCount: Int, at offset: UInt64, in geometry: ClusterGeometry) {
-    let offsetBits = UInt64(62 - (geometry.clusterBits - 8))
-    precondition(offset >> offsetBits == 0, "a place does not fit into a compressed descriptor")
-    // Sectors behind the one of the first byte; the length is below a cluster's, so they fit.
-    let sectors = (offset + UInt64(byteCount) - 1) / 512 - offset / 512
-    self.init(rawValue: L2Entry.compressedFlag | sectors << offsetBits | offset)
   }
 }

@@ -42,6 +42,29 @@ import BlockTypes
     self.rawValue = host.byteOffset | L2Entry.copiedFlag | L2Entry.zeroFlag
   }
 
+  /// The entry of a guest cluster whose `byteCount` packed bytes lie at `host`.
+  ///
+  /// They must be fewer than a cluster has and end at `compressedPlaceMax` or before. COPIED stays
+  /// clear: what is packed is never overwritten.
+  @inlinable public init(
+    compressedAt host: HostOffset, byteCount: Int, in geometry: ClusterGeometry
+  ) {
+    let offset = host.byteOffset
+    precondition(
+      byteCount > 0 && offset + UInt64(byteCount) <= L2Entry.compressedPlaceMax(in: geometry),
+      "a place does not fit into a compressed descriptor")
+    // Sectors behind the one of the first byte; the length is below a cluster's, so they fit.
+    let sectors = (offset + UInt64(byteCount) - 1) / 512 - offset / 512
+    let offsetBits = UInt64(62 - (geometry.clusterBits - 8))
+    self.rawValue = L2Entry.compressedFlag | sectors << offsetBits | offset
+  }
+
+  /// Packed bytes that end here at the latest have a descriptor: it has so many bits for their
+  /// place, of which those above bit 55 are reserved.
+  @inlinable public static func compressedPlaceMax(in geometry: ClusterGeometry) -> UInt64 {
+    1 << UInt64(min(62 - (geometry.clusterBits - 8), 56))
+  }
+
   @inlinable public static var unallocated: L2Entry { L2Entry(rawValue: 0) }
   @inlinable public static var zeroPlain: L2Entry { L2Entry(rawValue: zeroFlag) }
 
@@ -71,6 +94,8 @@ import BlockTypes
   @inlinable public var hostOffset: HostOffset {
     HostOffset(byteOffset: rawValue & L2Entry.offsetMask)
   }
+
+  @inlinable public var isCompressed: Bool { rawValue & L2Entry.compressedFlag != 0 }
 
   /// Whether the host cluster's reference count is exactly one, so that it may be overwritten.
   @inlinable public var isCopied: Bool { rawValue & L2Entry.copiedFlag != 0 }
