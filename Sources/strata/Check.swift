@@ -88,6 +88,11 @@ struct Check: ParsableCommand {
     options.format = try format.map { try CreateOptions.format($0, path: file) }
     options.repair = repair.flatMap { .init(rawValue: $0.rawValue) } ?? .none
     options.copyPath = to
+    if to != nil {
+      let unfinished = UnfinishedFile()
+      options.unfinished = unfinished
+      try StopSignals.remove(unfinished)
+    }
     options.takesLocks = !forceShare
     options.remote = remote
     if progress {

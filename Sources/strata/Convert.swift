@@ -5,8 +5,6 @@
 
 import ArgumentParser
 import ImageTools
-import LinuxIO
-import Synchronization
 
 struct Convert: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -85,8 +83,11 @@ struct Convert: ParsableCommand {
   }
 
   func run() throws {
-    let convert = try convertOptions()
-    let progress = quiet || !progress ? nil : ConvertProgress(output)
+    var convert = try convertOptions()
+    let unfinished = UnfinishedFile()
+    convert.unfinished = unfinished
+    try StopSignals.remove(unfinished)
+    let progress = quiet || !progress ? nil : ProgressLine(output)
     let report = try remote.open { remote in
       do {
         return try ImageTools.Convert.run(
@@ -134,35 +135,5 @@ struct Convert: ParsableCommand {
     convert.snapshot = snapshot
     convert.keys = try keys.ring()
     return convert
-  }
-}
-
-/// How far a conversion is: percents on standard error, or a line of JSON for each on standard
-/// output. It never goes back, although threads end their pieces in any order.
-private final class ConvertProgress: Sendable {
-  private let shown = Mutex<UInt64?>(nil)
-  private let output: OutputFormat
-
-  init(_ output: OutputFormat) { self.output = output }
-
-  func show(_ done: UInt64, of all: UInt64) {
-    let percent = done >= all ? 100 : done / (all / 100 + 1)
-    shown.withLock { shown in
-      if let last = shown, last >= percent { return }
-      shown = percent
-      do throws(SystemError) {
-        switch output {
-        case .human: try TextOutput.standardError.write("\r\(percent) %")
-        case .json:
-          try TextOutput.standardOutput.writeLine(
-            "{\"progress\":\(percent),\"offset\":\(done),\"total\":\(all)}")
-        }
-      } catch {}
-    }
-  }
-
-  func end() {
-    guard output == .human else { return }
-    do throws(SystemError) { try TextOutput.standardError.write("\r      \r") } catch {}
   }
 }

@@ -52,11 +52,9 @@ struct Strata: ParsableCommand {
     abstract: "Copy-on-write disk images for hypervisors.",
     version: "0.1.0",
     subcommands: [
-      Create.self, Convert.self, Serve.self, Info.self, Check.self, Map.self, Snapshot.self,
-      Key.self, Status.self,
-      Exports.self,
-      Clients.self, Kick.self, Reload.self, Resize.self, Bitmap.self, NBD.self, Attach.self,
-      Detach.self, Lint.self,
+      Create.self, Convert.self, Commit.self, Serve.self, Info.self, Check.self, Map.self,
+      Snapshot.self, Key.self, Status.self, Exports.self, Clients.self, Kick.self, Reload.self,
+      Resize.self, Bitmap.self, NBD.self, Attach.self, Detach.self, Lint.self,
     ])
 }
 

@@ -18,8 +18,10 @@ private final class SmallDisk {
 
   init(_ arguments: [String] = [], format: String = "qcow2") throws {
     bench = try FaultBench()
+    var arguments = arguments
     if format == "qcow2" {
       try bench.makeOverlay()
+      arguments += ["--allow-backing", bench.folder.path("base")]
     } else {
       try run("qemu-img", "create", "-q", "-f", "raw", bench.folder.path("disk"), "64M")
     }

@@ -56,7 +56,8 @@ import Testing
   @Test func `data files elsewhere when they are allowed`() throws {
     let bench = try Workbench()
     try bench.prepare("mkdir here there")
-    let made = try bench.strata("create -q -f qcow2 -o data_file=../there/data here/image 1M")
+    let made = try bench.strata(
+      "create -q -f qcow2 -o data_file=\(bench.path("there/data")) here/image 1M")
     #expect(made.exitCode == 0, "\(made.errors)")
     try bench.run(["qemu-io", "-c", "write -P 5 64k 300k", "here/image"])
     for verb in ["map here/image", "convert -f qcow2 here/image new"] {

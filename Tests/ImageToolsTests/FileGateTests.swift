@@ -82,6 +82,16 @@ extension Workbench {
     }
   }
 
+  // Programs keep images in memory there.
+  @Test func `may lie in a folder below /dev`() throws {
+    let folder = "/dev/shm/strata-gate-\(ProcessInfo.processInfo.processIdentifier)"
+    let bench = try Workbench()
+    try bench.makeOverlay("base")
+    try bench.prepare("cp -r images \(folder)")
+    defer { do { try FileManager.default.removeItem(atPath: folder) } catch {} }
+    #expect(try bench.strata("map \(folder)/top").exitCode == 0)
+  }
+
   @Test func `may lie beside the top image for a layer further down`() throws {
     let bench = try Workbench()
     try bench.makeOverlay("below/middle")

@@ -15,11 +15,11 @@ final class SteppedImage {
   /// The giving back of clusters waits before it punches their holes.
   var holdsPunches = false
 
-  init() throws {
+  init(compresses: Bool = false) throws {
     machine = try SimulatedMachine(Scenario(), seed: 1)
     image = try Session.open(
       machine, path: "disk", access: .readWrite, cacheByteCount: 0,
-      pool: BlockingPool())
+      pool: BlockingPool(), compresses: compresses)
     machine.disk.isInstant = false
   }
 

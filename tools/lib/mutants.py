@@ -6,7 +6,9 @@ any more is a mistake of this list, and is said.
 """
 import collections
 
-Mutant = collections.namedtuple("Mutant", "name file changes")
+# `words` go to the simulation: which family of seeds has to notice it.
+Mutant = collections.namedtuple("Mutant", "name file changes words", defaults=((),))
+PACKS = ("compress",)
 
 MUTANTS = [
     Mutant("counts are written with the tables that the disk knows", "Flush.swift", [
@@ -47,4 +49,14 @@ MUTANTS = [
     Mutant("unaligned writes share blocks", "Claim.swift", [
         ("if isSerialising || serialisingClaimCount > 0, hasConflict(index, isSerialising) {",
          "if isSerialising, serialisingClaimCount > 99, hasConflict(index, isSerialising) {")]),
+    Mutant("packed bytes go where a hole is being punched", "Release.swift", [
+        ("    forgetPackedTail(in: cluster..<cluster + count)\n", "")], PACKS),
+    Mutant("a host cluster does not count each packed cluster", "Write+Packed.swift", [
+        ("      if host < untouched { raiseCount(host) }\n", "")], PACKS),
+    Mutant("a packed cluster forgets its neighbour's bytes in the same block", "Write+Packed.swift", [
+        ("if head > 0 {", "if head > 0, false {")], PACKS),
+    Mutant("two packed clusters are written to one block at once", "Write+Packed.swift", [
+        ("let isBusy = allocator.packedTail.writer >= 0", "let isBusy = false")], PACKS),
+    Mutant("host clusters that were taken in vain for packed ones are kept", "Write+Packed.swift", [
+        ("if untouched < takenEnd {", "if untouched < takenEnd, false {")], PACKS),
 ]

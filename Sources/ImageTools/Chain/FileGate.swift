@@ -42,7 +42,7 @@ struct FileGate: Sendable {
   private var allowsOwnFolder = true
 
   /// Below these the kernel's own objects have the names of files.
-  private static let kernelFolders = ["/dev", "/proc", "/sys"]
+  private static let kernelFolders = ["/proc", "/sys"]
 
   /// - Parameters:
   ///   - allowed: files and folders, which must exist; and the words `any` and `none` if
@@ -80,8 +80,7 @@ struct FileGate: Sendable {
   /// Opens the file at `path`; nil when it is not allowed.
   ///
   /// A file is allowed that is below the folder of one of `images`, wherever links lead, or that
-  /// the user allows. A block device, and anything in /dev, /proc or /sys, has to be allowed by its
-  /// own name.
+  /// the user allows. A device, and anything in /proc or /sys, has to be allowed by its own name.
   ///
   /// - Parameter images: paths of the images that may name what is in their folders.
   func open(
@@ -102,7 +101,7 @@ struct FileGate: Sendable {
     }
     guard var root else { return nil }
     if root.isEmpty { root = "/" }
-    if !isNamed, try FolderEntry.kind(of: target) == .blockDevice { return nil }
+    if !isNamed, try FolderEntry.kind(of: target) != .regularFile { return nil }
     let name = target.dropFirst(root == "/" ? 1 : root.utf8.count + 1)
     return LayerFile(
       try ImageFile(opening: String(name), beneath: root, access: access), path: path)

@@ -26,6 +26,13 @@ public enum OpenChain {
     case all
   }
 
+  /// A layer below the top image that is written, too.
+  public enum WrittenBase: Sendable {
+    /// The top image's own backing file.
+    case next
+    case file(LayerStorage.Identity)
+  }
+
   public struct Options: Sendable {
     public var detection: Detection
     /// Off only for a look at an image that somebody else uses.
@@ -43,6 +50,8 @@ public enum OpenChain {
     public var changesDisk: Bool
     /// Id or name of the top image's internal snapshot that is to be read in the place of its disk.
     public var snapshot: String?
+    /// Which layer below the top image is opened for writing; nil: none.
+    public var writtenBase: WrittenBase?
     /// Opens images that are no files; nil: there are none.
     public var remote: (any RemoteOpener)?
     /// What images may name besides the files in their own folders.
@@ -70,8 +79,8 @@ public enum OpenChain {
 
   /// Opens the image at `path` and its backing files, top first.
   ///
-  /// The backing files are opened read-only. A dirty image that is opened for writing has its
-  /// reference counts rebuilt, so its header comes back clean.
+  /// The backing files are opened read-only, but for `options.writtenBase`. A dirty image that is
+  /// opened for writing has its reference counts rebuilt, so its header comes back clean.
   ///
   /// - Parameters:
   ///   - format: what the user says; nil leaves it to `options.detection`.
@@ -89,16 +98,22 @@ public enum OpenChain {
           path, "the backing chain has more than \(depthMax) layers",
           wayOut: "merge some of them (qemu-img commit or rebase)", kind: .refused)
       }
-      let storage = try source.open(
-        access: layers.isEmpty ? access : .readOnly, gate: gate)
+      var access = layers.isEmpty ? access : .readOnly
+      if case .next = options.writtenBase, layers.count == 1 { access = .readWrite }
+      var storage = try source.open(access: access, gate: gate)
       let identity = try storage.identity()
+      if case .file(identity) = options.writtenBase, !layers.isEmpty {
+        access = .readWrite
+        storage = try source.open(access: access, gate: gate)
+      }
       guard identities.insert(identity).inserted else {
         throw ImageFault(
           source.overlay ?? path, "the backing chain loops: it comes back to \(source.path)",
           wayOut: "point the overlay to its real base (qemu-img rebase -u)", kind: .corrupt)
       }
-      let layer = try describe(
-        storage, source, access: layers.isEmpty ? access : .readOnly, options: options)
+      var ownOptions = options
+      if !layers.isEmpty { ownOptions.changesDisk = true }
+      let layer = try describe(storage, source, access: access, options: ownOptions)
       if let data = layer.dataStorage, !identities.insert(try data.identity()).inserted {
         throw ImageFault(
           layer.path, "its data file \(data.path) is an image of the same chain", kind: .corrupt)

@@ -24,6 +24,8 @@ public enum Check {
     public var repair = Repair.none
     /// The image stays as it is, and a copy of this name is made and repaired.
     public var copyPath: String?
+    /// Told of the copy while it is unfinished.
+    public var unfinished: UnfinishedFile?
     /// Off only for a look at an image that somebody else uses.
     public var takesLocks = true
     public var remote: (any RemoteOpener)?
@@ -63,7 +65,9 @@ public enum Check {
     guard let copyPath = options.copyPath else {
       return try runInPlace(path: path, options: options, finding: finding)
     }
-    try CopyImage.run(from: path, to: copyPath, takesLocks: options.takesLocks)
+    let unfinished = options.unfinished ?? UnfinishedFile()
+    try CopyImage.run(from: path, to: copyPath, takesLocks: options.takesLocks, unfinished)
+    defer { unfinished.end() }
     do throws(ImageFault) {
       return try runInPlace(path: copyPath, options: options, finding: finding)
     } catch {

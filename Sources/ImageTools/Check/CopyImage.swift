@@ -11,7 +11,9 @@ enum CopyImage {
   private static let chunkByteCount: UInt64 = 4 << 20
 
   /// Copies the file at `path` to `target`, which must not exist, and makes it durable.
-  static func run(from path: String, to target: String, takesLocks: Bool) throws(ImageFault) {
+  static func run(
+    from path: String, to target: String, takesLocks: Bool, _ unfinished: UnfinishedFile
+  ) throws(ImageFault) {
     let source: LayerFile
     do throws(SystemError) {
       source = LayerFile(try ImageFile(opening: path, access: .readOnly), path: path)
@@ -25,16 +27,19 @@ enum CopyImage {
         throw ImageFault(path, error)
       }
     }
-    let copy: LayerFile
-    do throws(SystemError) {
-      copy = LayerFile(try ImageFile(creating: target), path: target)
-    } catch {
-      throw ImageFault(target, error)
-    }
+    let copy = try unfinished.make(target) { () throws(ImageFault) in try create(target) }
     do throws(ImageFault) {
       try fill(copy, from: source)
     } catch {
       try remove(target, because: error)
+    }
+  }
+
+  private static func create(_ target: String) throws(ImageFault) -> LayerFile {
+    do throws(SystemError) {
+      return LayerFile(try ImageFile(creating: target), path: target)
+    } catch {
+      throw ImageFault(target, error)
     }
   }
 

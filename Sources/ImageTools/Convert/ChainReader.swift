@@ -33,7 +33,20 @@ struct ChainReader {
   mutating func run(
     at offset: UInt64, byteCountMax: UInt64
   ) throws(ImageFault) -> SourceRun {
+    try run(of: try Map.resolve(at: offset, end: offset + byteCountMax, &maps))
+  }
+
+  /// What the layers above number `depth` say of the disk at `offset`; no run where that one says
+  /// it, or one below.
+  mutating func run(
+    at offset: UInt64, byteCountMax: UInt64, above depth: Int
+  ) throws(ImageFault) -> (byteCount: UInt64, run: SourceRun?) {
     let found = try Map.resolve(at: offset, end: offset + byteCountMax, &maps)
+    return (found.byteCount, found.depth >= depth ? nil : try run(of: found))
+  }
+
+  private mutating func run(of found: MapExtent) throws(ImageFault) -> SourceRun {
+    let offset = found.start
     if found.isZero || !found.isData {
       return SourceRun(byteCount: found.byteCount, content: .zero)
     }

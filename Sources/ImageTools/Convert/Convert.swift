@@ -49,7 +49,9 @@ public enum Convert {
     var content = try ConvertContent(
       path: target, diskByteCount: disk.byteCount, hasBase: base != nil, options: options)
     let partial = target + partialSuffix
-    let file = try create(partial)
+    let unfinished = options.unfinished ?? UnfinishedFile()
+    let file = try unfinished.make(partial) { () throws(ImageFault) in try create(partial) }
+    defer { unfinished.end() }
     let all = disk.byteCount
     do throws(ImageFault) {
       if options.targetFormat == .raw { try file.truncate(to: all) }

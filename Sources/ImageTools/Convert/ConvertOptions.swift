@@ -27,6 +27,9 @@ public struct ConvertOptions: Sendable {
   /// The keys of an encrypted source and of its backing files; nil: there are none.
   public var keys: KeyRing?
 
+  /// Told of the target while it has its name for unfinished ones.
+  public var unfinished: UnfinishedFile?
+
   public static let threadCountMax = 16
   public static let sparseByteCountMax = 16 << 20
 
@@ -42,6 +45,11 @@ public struct ConvertOptions: Sendable {
       throw ImageFault(
         path, "the size of a conversion is that of its source",
         wayOut: "leave size out, and resize afterwards", kind: .refused)
+    }
+    if create.preallocation != .off {
+      throw ImageFault(
+        path, "a conversion preallocates nothing", wayOut: "use -S 0 to allocate all",
+        kind: .unsupported)
     }
     if create.encryption.isWanted {
       throw ImageFault(

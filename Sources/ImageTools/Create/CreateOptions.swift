@@ -24,6 +24,10 @@ public struct CreateOptions: Hashable, Sendable {
   public var dataFile: String?
   /// The data file is to be readable as a raw image.
   public var dataIsRaw = false
+  /// What a new image takes in advance.
+  public var preallocation = Preallocation.off
+  /// The same as the user wrote it, for the line that says what was made; nil when he did not.
+  public var givenPreallocation: String?
   public var backingFile: String?
   public var backingFormat: ImageFormat?
   /// Bytes of the disk; nil takes the backing file's.
@@ -31,6 +35,17 @@ public struct CreateOptions: Hashable, Sendable {
   public var encryption = EncryptionOptions()
   /// Whether the backing file is opened to see that it is there and how large it is.
   public var opensBackingFile = true
+
+  /// What is taken for the data before any is written.
+  public enum Preallocation: String, Hashable, Sendable, CaseIterable {
+    case off
+    /// Places in tables; the data's space is a hole.
+    case metadata
+    /// Space that the filesystem keeps free for it.
+    case falloc
+    /// Space that is written with zeroes.
+    case full
+  }
 
   public init() {}
 
@@ -77,7 +92,13 @@ public struct CreateOptions: Hashable, Sendable {
           path, "encryption=\(value) is the old method AES, which is broken and not supported",
           wayOut: "use encrypt.format=luks", kind: .unsupported)
       }
-    case "preallocation", "nocow":
+    case "preallocation":
+      guard let mode = Preallocation(rawValue: value) else {
+        throw Self.refuse(path, name, value, "off, metadata, falloc or full")
+      }
+      preallocation = mode
+      givenPreallocation = value
+    case "nocow":
       guard value == "off" else { throw Self.refuseUnsupported(path, name, value) }
     case "compression_type":
       guard let codec = [ClusterCodec.deflate, .zstd].first(where: { $0.name == value }) else {
@@ -88,7 +109,8 @@ public struct CreateOptions: Hashable, Sendable {
       throw ImageFault(
         path, "the option '\(name)' is not known",
         wayOut: "use size, backing_file, backing_fmt, cluster_size, compat, compression_type, "
-          + "data_file, data_file_raw, extended_l2, lazy_refcounts, refcount_bits or "
+          + "data_file, data_file_raw, extended_l2, lazy_refcounts, preallocation, "
+          + "refcount_bits or "
           + "encrypt.format",
         kind: .refused)
     }
@@ -120,6 +142,16 @@ public struct CreateOptions: Hashable, Sendable {
         kind: .refused)
     }
     try requireConsistentDataFile(path: path)
+    if preallocation != .off, backingFile != nil {
+      throw ImageFault(
+        path, "what is preallocated would hide the backing file",
+        wayOut: "leave out preallocation or the backing file", kind: .refused)
+    }
+    if preallocation != .off, encryption.isWanted {
+      throw ImageFault(
+        path, "preallocation and encryption are not supported together",
+        wayOut: "use qemu-img create", kind: .unsupported)
+    }
     if backingFile != nil && backingFormat == nil {
       throw ImageFault(
         path, "the backing file's format is not said and is not guessed",

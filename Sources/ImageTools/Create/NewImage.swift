@@ -26,6 +26,11 @@ struct NewImage {
     self.options = options
     self.diskByteCount = options.diskByteCount ?? 0
     guard format == .qcow2 else {
+      guard options.preallocation != .metadata || options.dataFile != nil else {
+        throw ImageFault(
+          path, "a raw image has no tables to preallocate",
+          wayOut: "use preallocation=falloc or full", kind: .refused)
+      }
       self.qcow2 = nil
       self.volume = nil
       return
@@ -74,12 +79,16 @@ struct NewImage {
   func write(to storage: LayerFile, isNew: Bool) throws(ImageFault) {
     let isRegular = try storage.isRegularFile()
     if isRegular { try storage.truncate(to: 0) }
-    if let qcow2 {
+    // Tables of a raw data file on a device are made as they are needed.
+    if format == .qcow2, options.preallocation != .off || options.dataIsRaw && isRegular {
+      try PreallocatedImage(options, diskByteCount: diskByteCount).write(to: storage)
+    } else if let qcow2 {
       try writeTables(qcow2.layout, to: storage, isRegular: isRegular)
       try storage.synchronize()
       try storage.write(qcow2.header, at: 0)
     } else if isRegular {
       try storage.truncate(to: diskByteCount)
+      try storage.take(ByteRange(start: 0, end: diskByteCount), options.preallocation)
     } else {
       let available = try storage.byteCount()
       guard diskByteCount <= available else {
@@ -129,11 +138,15 @@ struct NewImage {
   /// The line that qemu-img prints for the same image.
   func summary(requestedByteCount: UInt64?) -> String {
     let size = requestedByteCount ?? diskByteCount
-    guard format == .qcow2 else { return "Formatting '\(path)', fmt=raw size=\(size)" }
+    guard format == .qcow2 else {
+      let more = options.givenPreallocation.map { " preallocation=\($0)" } ?? ""
+      return "Formatting '\(path)', fmt=raw size=\(size)\(more)"
+    }
     var line = "Formatting '\(path)', fmt=qcow2 "
     for option in options.encryption.given { line += "\(option) " }
     line += "cluster_size=\(1 << options.clusterBits) "
     line += "extended_l2=\(options.hasSubclusters ? "on" : "off") "
+    if let given = options.givenPreallocation { line += "preallocation=\(given) " }
     line += "compression_type=\(options.codec.name) size=\(size)"
     if let compatibility = options.compatibility { line += " compat=\(compatibility)" }
     if let backingFile = options.backingFile { line += " backing_file=\(backingFile)" }

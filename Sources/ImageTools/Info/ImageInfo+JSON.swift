@@ -70,13 +70,14 @@ extension ImageInfo {
     json.field("lazy-refcounts", header.usesLazyRefcounts)
     if !bitmaps.isEmpty {
       json.beginArray("bitmaps")
-      for bitmap in bitmaps {
+      for (index, bitmap) in bitmaps.enumerated() {
         json.beginObject()
         json.beginArray("flags")
         for name in bitmap.flagNames { json.field(nil, name) }
         json.end()
         json.field("name", bitmap.name)
         json.field("granularity", bitmap.granularityByteCount)
+        if isRecovered(index) { json.field("recovered", true) }
         json.end()
       }
       json.end()

@@ -49,6 +49,7 @@ extension ImageInfo {
       lines += bitmap.flagNames.enumerated().map { "            [\($0.offset)]: \($0.element)" }
       lines.append("        name: \(bitmap.name)")
       lines.append("        granularity: \(bitmap.granularityByteCount)")
+      if isRecovered(index) { lines.append("        recovered: true") }
     }
     lines.append(width)
     if header.encryptionMethod != 0 {

@@ -104,6 +104,13 @@ public struct ImageInfo: Sendable {
     }
   }
 
+  /// Whether the bitmap is usable although it is in use: the image was not closed in order, and
+  /// what was kept of it is complete, or wider (decision 24).
+  func isRecovered(_ index: Int) -> Bool {
+    guard let header, bitmaps[index].isInUse, index < 64 else { return false }
+    return header.completeBitmapsMask >> UInt64(index) & 1 == 1
+  }
+
   /// The backing file's path as it will be opened; the bare name where it is not a plain name.
   public var backingPath: String? {
     guard let recorded = header?.backingFile else { return nil }

@@ -45,15 +45,29 @@ public struct AppendedImage: Sendable {
   /// Takes places for the data of `count` clusters of the disk from `cluster` on, side by side.
   ///
   /// Clusters come in growing order; those that are passed over stay unallocated.
-  public mutating func append(cluster: UInt64, count: Int) throws(ImageError) -> HostOffset {
+  ///
+  /// - Parameter isUnwritten: the places are only kept free. Subclusters know that.
+  public mutating func append(
+    cluster: UInt64, count: Int, isUnwritten: Bool = false
+  ) throws(ImageError) -> HostOffset {
     precondition(count > 0, "no cluster is placed")
     let start = try take(UInt64(count))
     for index in 0..<UInt64(count) {
       let host = HostOffset(byteOffset: start + index << UInt64(geometry.clusterBits))
-      try setEntry(L2Entry(normalAt: host), of: cluster + index)
+      try setEntry(L2Entry(normalAt: host), of: cluster + index, isUnwritten: isUnwritten)
     }
     try retireBlocks()
     return HostOffset(byteOffset: start)
+  }
+
+  /// Gives the clusters of the disk from `cluster` on their own places in an external data file,
+  /// which nothing counts.
+  public mutating func appendExternal(cluster: UInt64, count: Int) throws(ImageError) {
+    for index in cluster..<(cluster + UInt64(count)) {
+      let place = HostOffset(byteOffset: index << UInt64(geometry.clusterBits))
+      try setEntry(L2Entry(normalAt: place), of: index)
+    }
+    try retireBlocks()
   }
 
   /// Lets `count` clusters from `cluster` on read as zeroes, whatever a backing file holds.
@@ -100,8 +114,11 @@ public struct AppendedImage: Sendable {
     writes: [Write], header: [UInt8], fileByteCount: UInt64
   ) {
     try finishL2()
-    let l1Start = try take(max(1, geometry.clusterCount(for: UInt64(l1.count) * 8)))
-    writes.append(Write(offset: HostOffset(byteOffset: l1Start), bytes: Self.bytes(of: l1)))
+    // An empty disk has a table of nothing, for which nothing is taken.
+    let l1Start = try take(geometry.clusterCount(for: UInt64(l1.count) * 8))
+    if !l1.isEmpty {
+      writes.append(Write(offset: HostOffset(byteOffset: l1Start), bytes: Self.bytes(of: l1)))
+    }
     try retireBlocks()
     let (blockCount, tableClusterCount) = lastRefcountCounts()
     let tableStart = try take(tableClusterCount)
@@ -128,7 +145,9 @@ public struct AppendedImage: Sendable {
 
   // MARK: Mapping
 
-  private mutating func setEntry(_ entry: L2Entry, of cluster: UInt64) throws(ImageError) {
+  private mutating func setEntry(
+    _ entry: L2Entry, of cluster: UInt64, isUnwritten: Bool = false
+  ) throws(ImageError) {
     precondition(cluster >= nextCluster, "clusters come in growing order")
     nextCluster = cluster + 1
     let perTable = UInt64(geometry.l2EntryCount)
@@ -146,7 +165,9 @@ public struct AppendedImage: Sendable {
     // Clusters are written whole. The zero flag of an entry is reserved here: the bitmap has it.
     let isZero = entry == .zeroPlain
     let bitmap: SubclusterBitmap =
-      isZero ? .allZero : entry.isCompressed ? .none : SubclusterBitmap(allocated: .max, zero: 0)
+      isZero
+      ? .allZero
+      : entry.isCompressed || isUnwritten ? .none : SubclusterBitmap(allocated: .max, zero: 0)
     l2?.bytes.putBigEndian(isZero ? 0 : entry.rawValue, at: place)
     l2?.bytes.putBigEndian(bitmap.rawValue, at: place + 8)
   }

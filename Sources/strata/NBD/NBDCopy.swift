@@ -6,7 +6,6 @@ import ArgumentParser
 import LinuxIO
 import NBDClient
 import NBDProtocol
-import Synchronization
 
 struct NBDCopy: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -67,7 +66,7 @@ struct NBDCopy: ParsableCommand {
     let targetOptions = connect.options(contexts: .none, reconnect: policy)
     let (sourcePath, targetPath) = (source, target)
     let (requests, overwrite) = (requests, overwrite)
-    let progress = quiet ? nil : ProgressLine()
+    let progress = quiet ? nil : ProgressLine(.human, needsTerminal: true)
     try runToEnd {
       let source: any CopySource
       if let sourceURI {
@@ -108,35 +107,14 @@ struct NBDCopy: ParsableCommand {
       let report = try await Copier(from: source, to: target, requestsMax: requests).run {
         progress?.show($0, of: $1)
       }
-      progress?.clear()
+      progress?.end()
       if progress != nil {
         print(
           "copied \(report.dataByteCount) bytes of data and \(report.zeroByteCount) of zeroes")
       }
     } catch {
-      progress?.clear()
+      progress?.end()
       throw error
     }
-  }
-}
-
-/// Percents on standard error, when a person may be looking.
-final class ProgressLine: Sendable {
-  private let percent = Mutex<UInt64>(101)
-  private let isShown = TextOutput.standardError.isTerminal
-
-  func show(_ done: UInt64, of all: UInt64) {
-    let now = all < 100 ? 100 : done / (all / 100)
-    let changes = percent.withLock { percent in
-      defer { percent = now }
-      return percent != now
-    }
-    if isShown && changes { write("\r\(min(now, 100)) %") }
-  }
-
-  func clear() { if isShown { write("\r      \r") } }
-
-  private func write(_ text: String) {
-    do throws(SystemError) { try TextOutput.standardError.write(text) } catch {}
   }
 }
