@@ -265,6 +265,33 @@ private func range(_ start: UInt64, _ byteCount: UInt64) -> ByteRange {
   }
 }
 
+@Suite struct `A disk that grows within a region` {
+  /// The region was marked as far as the disk went. Found by simulation.
+  @Test func `marks what is behind its old end`() throws {
+    let bench = try ImageBench()
+    #expect(try bench.call(.resize, 65 * mebibyte) == .none)
+    try bench.write([1], 64 * mebibyte)
+    #expect(try bench.call(.resize, 66 * mebibyte) == .none)
+    try bench.write([1], 66 * mebibyte - 1)
+    #expect(try bench.crashed() == [range(64 * mebibyte, 2 * mebibyte)])
+  }
+
+  /// The zeroing of new space is a change that no bitmap knows. It ended the daemon; found by
+  /// simulation.
+  @Test func `may get a bitmap meanwhile`() throws {
+    for number in 0..<12 {
+      let bench = try ImageBench()
+      try bench.write([1], 0)
+      #expect(bench.begin([.clear(name: "b")]))
+      for _ in 0..<number { bench.step() }
+      let resize = try bench.start(.resize, 64 * mebibyte + 65_536 + 512, 0)
+      try bench.until { !bench.isWorking }
+      #expect(try bench.finish(resize) == .none)
+      #expect(bench.changeFault == nil)
+    }
+  }
+}
+
 @Suite struct `A change of bitmaps that the image keeps` {
   private func persistent(_ name: String, _ granularity: UInt64 = 65_536) -> BitmapAction {
     .add(name: name, granularityByteCount: granularity, isEnabled: true, isPersistent: true)

@@ -93,6 +93,12 @@ struct GuestModel {
     byteCounts.removeFirst(index)
   }
 
+  /// Gives none of the versions below `version` again.
+  mutating func skipVersions(below version: UInt32) { nextVersion = max(nextVersion, version) }
+
+  /// The version of the next write.
+  var versionsEnd: UInt32 { nextVersion }
+
   // MARK: Rules
 
   /// What a read of `range` that began at `began` and ends now may bring.
@@ -103,6 +109,17 @@ struct GuestModel {
   /// What the disk may hold after a cut at this moment.
   func rulesAfterCut(_ range: ByteRange) -> [Rule] {
     rules(range) { $0.replaces && $0.durableSince != .max }
+  }
+
+  /// What the disk holds now without any change that comes, or is under way: what a cut may leave
+  /// of it, too.
+  ///
+  /// - Parameter done: numbers of changes that are done and not answered yet.
+  func rulesOfThePast(_ range: ByteRange, done: Set<Int>) -> [Rule] {
+    var past = self
+    past.changes = changes.indices.filter { changes[$0].ended != .max || done.contains($0) }
+      .map { changes[$0] }
+    return past.rulesAfterCut(range)
   }
 
   /// For each run of bytes the versions that no settled change has replaced.

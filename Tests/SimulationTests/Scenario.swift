@@ -48,12 +48,27 @@ struct Scenario {
   var compresses = false
   /// Extended L2 entries, from clusters of 16 KiB on.
   var hasSubclusters = false
+  /// Some clusters that the image begins with are packed, two in a cluster where counts allow it.
+  var hasPackedClusters = false
+  /// Internal snapshots that the image begins with: its clusters are shared.
+  var snapshotCount = 0
+  /// A snapshot is taken and another one deleted at the end, with cuts.
+  var changesSnapshots = false
+  /// Bitmaps that the image keeps, and changes of them between the requests.
+  var bitmapCount = 0
+  /// The guest's data lies in a file of its own.
+  var hasDataFile = false
+  /// The guest's data is encrypted.
+  var isEncrypted = false
   /// Requests begin and end at multiples of this.
   var requestUnit: UInt64 = 512
 
   /// Compresses what is written, mostly in whole clusters; the rest stays as the seed has it.
   mutating func compress() {
     compresses = true
+    // Neither is compressed.
+    isEncrypted = false
+    hasDataFile = false
     requestUnit = clusterByteCount
     requestCount += 20
   }
@@ -90,6 +105,32 @@ struct Scenario {
     shortsPerThousand = random.chance(25) ? random.pick([20, 200]) : 0
     resizes = random.chance(20)
     requestUnit = random.chance(25) ? GuestModel.unitByteCount : 512
+    chooseFeatures(&random, isOld: options.contains("compat"), countBits: bits)
+  }
+
+  /// What the format can do besides; what excludes each other as in the product.
+  private mutating func chooseFeatures(
+    _ random: inout SeededRandom, isOld: Bool, countBits: Int
+  ) {
+    let bits = isOld ? 16 : countBits
+    if !isOld, random.chance(15) {
+      guard !hasSubclusters else { return }
+      hasDataFile = true
+      return
+    }
+    if random.chance(15) { isEncrypted = true }
+    hasPackedClusters = !isEncrypted && random.chance(30)
+    // A count of two bits has room for three.
+    if bits > 1, random.chance(35) { snapshotCount = bits == 2 ? 1 : random.pick([1, 1, 2]) }
+    changesSnapshots = snapshotCount == 1 && bits > 2 && !isOld && random.chance(50)
+    // What changes sizes does not change them under snapshots of version 2.
+    if isOld, snapshotCount > 0 { resizes = false }
+    if !isOld, random.chance(35) { bitmapCount = random.pick([1, 1, 2]) }
+  }
+
+  /// Whether the image holds something of its own before the first request.
+  var isPrefilled: Bool {
+    hasPackedClusters || snapshotCount > 0 || isEncrypted || hasDataFile || bitmapCount > 0
   }
 }
 
@@ -98,6 +139,12 @@ extension Scenario: CustomStringConvertible {
     var text = "\(options), disk \(diskByteCount), base \(base), blocks of \(blockByteCount)"
     text += ", \(requestCount) requests, \(requestsAtOnceMax) at once, holds \(hold)"
     if hasSubclusters { text += ", subclusters" }
+    if hasPackedClusters { text += ", packed clusters" }
+    if snapshotCount > 0 { text += ", \(snapshotCount) snapshots" }
+    if changesSnapshots { text += " and another" }
+    if bitmapCount > 0 { text += ", \(bitmapCount) bitmaps" }
+    if hasDataFile { text += ", a data file" }
+    if isEncrypted { text += ", encrypted" }
     if compresses { text += ", compressing" }
     if failuresPerThousand > 0 { text += ", \(failuresPerThousand)/1000 fail" }
     if shortsPerThousand > 0 { text += ", \(shortsPerThousand)/1000 are short" }

@@ -4,6 +4,7 @@
 // the disk ends next and how, and when the blocking pool works, all come from the seed. The code
 // that runs is the data plane's own, without sockets.
 
+import Bitmaps
 import BlockTypes
 import Glibc
 import ImageTools
@@ -30,8 +31,11 @@ final class Session {
   let pool: BlockingPool
   var image: ImageStack
   var model: GuestModel
-  private var random: SeededRandom
-  private var running: [Running] = []
+  fileprivate(set) var bitmaps: BitmapModel
+  /// The change of bitmaps that goes on.
+  fileprivate var ordered: [BitmapAction] = []
+  fileprivate var random: SeededRandom
+  fileprivate var running: [Running] = []
   private var startedCount = 0
   /// Steps for which the held kind of work stays back.
   private var patience = 0
@@ -39,11 +43,13 @@ final class Session {
   private(set) var hasFailures = false
 
   init(
-    _ scenario: Scenario, _ machine: SimulatedMachine, _ model: GuestModel, seed: UInt64
+    _ scenario: Scenario, _ machine: SimulatedMachine, _ model: GuestModel, _ bitmaps: BitmapModel,
+    seed: UInt64
   ) throws {
     self.scenario = scenario
     self.machine = machine
     self.model = model
+    self.bitmaps = bitmaps
     random = SeededRandom(seed: seed)
     pool = try BlockingPool()
     image = try Session.open(
@@ -57,17 +63,23 @@ final class Session {
 
   static func open(
     _ machine: any RemoteOpener, path: String, access: ImageFile.Access, cacheByteCount: Int,
-    pool: BlockingPool, compresses: Bool = false
+    pool: BlockingPool, snapshot: String? = nil, compresses: Bool = false
   ) throws -> ImageStack {
-    let layers = try OpenChain.open(
-      path: path, format: .qcow2, access: access,
-      options: OpenChain.Options(detection: .none, remote: machine))
+    let simulated = path == "disk" ? machine as? SimulatedMachine : nil
+    let data = simulated?.disks["data"].map { LayerFile($0, path: "data") }
+    var options = OpenChain.Options(detection: .none, snapshot: snapshot, remote: machine)
+    options.keepsBitmaps = true
+    // An image that is no file may not name a data file: it gets its own here.
+    options.requiresSupport = data == nil
+    let layers = try OpenChain.open(path: path, format: .qcow2, access: access, options: options)
     var plan = ExportPlan(
       name: "", description: "", isReadOnly: access == .readOnly,
-      layers: layers.map { layer in
+      layers: layers.enumerated().map { number, layer in
         LayerPlan(
-          storage: layer.storage, format: layer.header.map { .qcow2($0) } ?? .raw,
-          diskByteCount: layer.exactDiskByteCount)
+          storage: layer.storage, dataStorage: number == 0 ? data : nil,
+          format: layer.header.map { .qcow2($0) } ?? .raw,
+          diskByteCount: layer.exactDiskByteCount,
+          cipher: number == 0 && simulated?.isEncrypted == true ? SimulatedCipher() : nil)
       }, engine: .sync, limits: RequestLimits(), minimumBlockByteCount: 1,
       metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
     plan.packsWrites = compresses
@@ -138,8 +150,9 @@ final class Session {
     throw Breach("\(command) \(range) does not end")
   }
 
-  /// Makes all durable and gives all back, as a stop does, on disks that nobody schedules.
-  static func settle(_ image: inout ImageStack) throws {
+  /// Makes all durable and gives all back, as a stop does, on disks that nobody schedules. Returns
+  /// why bitmaps were not kept.
+  @discardableResult static func settle(_ image: inout ImageStack) throws -> String? {
     for _ in 0..<20 where image.needsFlush {
       try finish(&image, .flush, ByteRange(start: 0, end: 0))
       for _ in 0..<100_000 where !image.isIdle {
@@ -148,7 +161,9 @@ final class Session {
       }
     }
     guard !image.needsFlush else { throw Breach("the image does not come to rest") }
+    let trouble = image.closeBitmaps()
     try image.trimFile()
+    return trouble
   }
 
   // MARK: Running
@@ -181,7 +196,8 @@ final class Session {
       disk.onBlockingCall = nil
     }
     if image.lostWrites { return false }
-    try Session.settle(&image)
+    let trouble = try Session.settle(&image)
+    if let trouble, !hasFailures { throw Breach("bitmaps are not kept: \(trouble)") }
     return true
   }
 
@@ -193,6 +209,7 @@ final class Session {
   /// One thing happens. Returns whether it did.
   private func step() throws -> Bool {
     model.tick()
+    if scenario.bitmapCount > 0, random.chance(4) { orderBitmaps() }
     let mayStart =
       startedCount < scenario.requestCount && running.count < scenario.requestsAtOnceMax
     var moved = false
@@ -349,7 +366,8 @@ final class Session {
   private func collect() throws {
     while let slot = Session.takeFinished(&image) {
       guard let index = running.firstIndex(where: { $0.slot == slot }) else {
-        throw Breach("a request ended that nobody started")
+        try collectBitmapWork(slot)
+        continue
       }
       let request = running.remove(at: index)
       model.tick()
@@ -384,6 +402,55 @@ final class Session {
     case .resize: model.endResize(to: request.range.start, isDone: error == .none)
     case .blockStatus, .cache, .disconnect: break
     }
+  }
+}
+
+// MARK: Bitmaps
+
+extension Session {
+  /// Orders a change of the bitmaps that the image keeps, unless one goes on.
+  fileprivate func orderBitmaps() {
+    let held = bitmaps.entries.map(\.name)
+    let name = random.pick(BitmapModel.names + held.prefix(1))
+    let action: BitmapAction
+    if image.store.unusable(named: name) != nil {
+      action = .remove(name: name)
+    } else if !held.contains(name) {
+      guard held.count < scenario.bitmapCount else { return }
+      action = .add(
+        name: name, granularityByteCount: UInt64(random.pick([512, 4096, 65536])),
+        isEnabled: true, isPersistent: true)
+    } else if random.chance(15) {
+      action = .remove(name: name)
+    } else if held.count > 1, random.chance(30) {
+      action = .merge(sources: held, target: name)
+    } else {
+      action = .clear(name: name)
+    }
+    guard image.changesStore([action]) else { return }
+    if image.startBitmapWork(.change([action])) {
+      ordered = [action]
+    }
+  }
+
+  /// Changes that are in force and not answered.
+  private var changesDone: Set<Int> {
+    Set(running.filter { image.requests.slots[$0.slot].stage == .finished }.map(\.change))
+  }
+
+  /// The moment of a change that was made ready, or the end of other work on bitmaps.
+  fileprivate func collectBitmapWork(_ slot: Int) throws {
+    model.tick()
+    if image.store.work.slot == Int32(slot) {
+      let actions = ordered
+      bitmaps.begin(
+        actions, model.rulesOfThePast(ByteRange(start: 0, end: 8 << 20), done: changesDone))
+      let fault = image.commitBitmapChange(slot) { _ in nil }
+      bitmaps.end(actions, isKept: fault == nil)
+      if let fault, !hasFailures { throw Breach("\(actions): \(fault.reason)") }
+    }
+    image.requests.slots[slot].stage = .replying
+    image.retire(slot)
   }
 }
 

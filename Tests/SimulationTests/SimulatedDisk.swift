@@ -64,6 +64,8 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
 
   /// Operations end as soon as they come, as long as nobody schedules them.
   var isInstant = true
+  /// Of 100 sectors of a write that fails, how many are written.
+  var damagePercent = 30
   /// What would make it longer fails.
   var byteCountMax = UInt64.max
   /// For the judge's own test.
@@ -123,7 +125,11 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
   // MARK: The schedule's side
 
   /// Other contents, as if they had always been there.
-  func replace(_ other: DiskContents) { (contents, durable) = (other, other) }
+  func replace(_ other: DiskContents) {
+    (contents, durable) = (other, other)
+    firstEffect += effects.count
+    effects.removeAll()
+  }
 
   /// Changes so far.
   var changeCount: Int { effectCount }
@@ -176,7 +182,7 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
     var at = 0
     while at < bytes.count {
       let next = min(at + 512, bytes.count)
-      if random.chance(30) {
+      if random.chance(damagePercent) {
         note(.write(offset: offset + UInt64(at), bytes: Array(bytes[at..<next]), isDurable: false))
       }
       at = next

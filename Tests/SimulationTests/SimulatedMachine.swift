@@ -18,6 +18,8 @@ struct Breach: Error, CustomStringConvertible {
 /// Disks by name.
 struct SimulatedMachine: RemoteOpener {
   var disks: [String: SimulatedDisk] = [:]
+  /// The image's clusters are encrypted, by a cipher that is none.
+  var isEncrypted = false
 
   func recognises(_ name: String) -> Bool { disks[name] != nil }
 
@@ -28,15 +30,23 @@ struct SimulatedMachine: RemoteOpener {
     return LayerFile(disk, path: address)
   }
 
-  /// The same machine with other contents of its disk, as after a power cut; nothing is under way.
-  func with(_ contents: DiskContents) -> SimulatedMachine {
+  /// The same machine with other contents of its disks, as after a power cut; nothing is under way.
+  func with(_ contents: [String: DiskContents]) -> SimulatedMachine {
     var other = self
     for (name, disk) in disks {
       other.disks[name] = SimulatedDisk(
-        name, contents: name == "disk" ? contents : disk.contents,
-        blockByteCount: disk.blockByteCount)
+        name, contents: contents[name] ?? disk.contents, blockByteCount: disk.blockByteCount)
     }
     return other
+  }
+
+  /// What the disks that are written hold if the power fails now.
+  func contentsAfter(
+    _ cut: SimulatedDisk.Cut, _ random: inout SeededRandom
+  ) -> [String: DiskContents] {
+    var left = ["disk": disk.contentsAfter(cut, &random)]
+    if let data = disks["data"] { left["data"] = data.contentsAfter(cut, &random) }
+    return left
   }
 
   var disk: SimulatedDisk {
@@ -44,10 +54,23 @@ struct SimulatedMachine: RemoteOpener {
     return disk
   }
 
+  /// Called at the moments at which power may fail.
+  var onMoment: (() -> Void)? {
+    get { disk.onMoment }
+    nonmutating set {
+      disk.onMoment = newValue
+      disks["data"]?.onMoment = newValue
+    }
+  }
+
+  /// Lets all that was done be what there always was.
+  func settle() { for disk in disks.values { disk.replace(disk.contents) } }
+
   // MARK: Making it
 
   init(_ scenario: Scenario, seed: UInt64) throws {
     disks["disk"] = SimulatedDisk("disk", blockByteCount: scenario.blockByteCount, seed: seed)
+    isEncrypted = scenario.isEncrypted
     if scenario.base != .none { try makeBase(scenario) }
     var options = CreateOptions()
     try options.apply(scenario.options, path: "disk")
@@ -59,6 +82,11 @@ struct SimulatedMachine: RemoteOpener {
     if scenario.hasSubclusters { options.diskByteCount = scenario.diskByteCount * 2 }
     _ = try Create.run(path: "disk", format: .qcow2, options: options, remote: self)
     if scenario.hasSubclusters { try extendEntries(scenario.diskByteCount) }
+    if scenario.hasDataFile {
+      disks["data"] = SimulatedDisk(
+        "data", blockByteCount: scenario.blockByteCount, seed: seed &+ 1)
+      try setFeature(0x04)
+    }
   }
 
   /// Says that the entries of the empty image have 128 bits: half as large a disk needs the same L1
@@ -66,10 +94,15 @@ struct SimulatedMachine: RemoteOpener {
   private func extendEntries(_ byteCount: UInt64) throws {
     let size = (0..<8).map { UInt8(truncatingIfNeeded: byteCount >> (56 - 8 * $0)) }
     _ = try disk.run(.write(offset: 24, bytes: size, isDurable: false))
+    try setFeature(0x10)
+  }
+
+  /// Sets an incompatible feature bit of the lowest byte.
+  private func setFeature(_ bit: UInt8) throws {
     guard case .bytes(let features) = try disk.run(.read(ByteRange(start: 79, end: 80))) else {
       preconditionFailure("a read brings no bytes")
     }
-    _ = try disk.run(.write(offset: 79, bytes: [features[0] | 0x10], isDurable: false))
+    _ = try disk.run(.write(offset: 79, bytes: [features[0] | bit], isDurable: false))
     _ = try disk.run(.flush)
   }
 

@@ -43,6 +43,10 @@ final class Simulation {
   private var cutRandom: SeededRandom
   private(set) var tally = SimulationTally()
   private var breach: Breach?
+  private var snapshots: [SimulatedSnapshot] = []
+  private var isChangingSnapshots = false
+  /// The last session ended with everything durable.
+  private var isAtRest = false
   /// Of 100 states, how many are written on.
   private let continuesPercent: Int
 
@@ -85,10 +89,17 @@ final class Simulation {
         }
       }
     }
-    machine.disk.lie = lie
+    var bitmaps = BitmapModel()
+    if scenario.isPrefilled {
+      snapshots = try machine.prefill(scenario, &model, &random)
+      machine.settle()
+    }
+    for disk in machine.disks.values { disk.lie = lie }
     let requestsSeed = random.next()
     do {
-      try play(machine, model, requestsSeed: requestsSeed, leakCount: 0, cuts: true)
+      try play(
+        machine, &model, &bitmaps, requestsSeed: requestsSeed, leakCount: 0, cuts: true)
+      if scenario.changesSnapshots { try changeSnapshots(machine, model, bitmaps) }
     } catch let fault as ImageFault where fault.kind == .unsupported && tally.stateCount == 0 {
       tally.skippedCount += 1
     }
@@ -96,28 +107,31 @@ final class Simulation {
 
   /// Requests on one machine, cuts between them, and the end.
   private func play(
-    _ machine: SimulatedMachine, _ model: GuestModel, requestsSeed: UInt64, leakCount: Int,
-    cuts: Bool
+    _ machine: SimulatedMachine, _ model: inout GuestModel, _ bitmaps: inout BitmapModel,
+    requestsSeed: UInt64, leakCount: Int, cuts: Bool
   ) throws {
-    let session = try Session(scenario, machine, model, seed: requestsSeed)
+    let session = try Session(scenario, machine, model, bitmaps, seed: requestsSeed)
+    defer { (model, bitmaps) = (session.model, session.bitmaps) }
     var cached: (epoch: Int, rules: [GuestModel.Rule]) = (-1, [])
     if cuts {
-      machine.disk.onMoment = { [unowned self, unowned session] in
+      machine.onMoment = { [unowned self, unowned session] in
         guard self.breach == nil else { return }
         if cached.epoch != session.model.epoch {
           let whole = ByteRange(start: 0, end: 8 << 20)
           cached = (session.model.epoch, session.model.rulesAfterCut(whole))
         }
-        self.cut(machine, session.model, cached.rules)
+        self.cut(
+          machine, session.model, session.bitmaps, cached.rules, mayBeLost: session.hasFailures)
       }
     }
-    defer { machine.disk.onMoment = nil }
+    defer { machine.onMoment = nil }
     try session.run()
     let isDurable = try session.stop()
     tally.requestCount += scenario.requestCount
     if let breach { throw breach }
+    isAtRest = isDurable
     guard isDurable else { return }
-    machine.disk.onMoment = nil
+    machine.onMoment = nil
     let (faults, leaks) = try machine.check()
     guard faults.isEmpty else { throw Breach("after the stop: \(faults.prefix(3))") }
     if !session.hasFailures, leaks > leakCount {
@@ -127,17 +141,18 @@ final class Simulation {
 
   /// The power fails now: judges what is left, and keeps the first breach.
   private func cut(
-    _ machine: SimulatedMachine, _ model: GuestModel, _ rules: [GuestModel.Rule]
+    _ machine: SimulatedMachine, _ model: GuestModel, _ bitmaps: BitmapModel,
+    _ rules: [GuestModel.Rule], mayBeLost: Bool
   ) {
     let kind = SimulatedDisk.Cut.allCases[cutRandom.below(4)]
-    let left = machine.disk.contentsAfter(kind, &cutRandom)
+    let left = machine.contentsAfter(kind, &cutRandom)
     tally.stateCount += 1
     do {
-      let contents = try judge(
-        machine.with(left), model, rules)
+      let (contents, found) = try judge(
+        machine.with(left), model, bitmaps, rules, mayBeLost: mayBeLost)
       if cutRandom.chance(continuesPercent) {
         let reopened = machine.with(left)
-        try goOn(reopened, contents)
+        try goOn(reopened, contents, found, versionsEnd: model.versionsEnd)
       }
     } catch let error as Breach {
       breach = Breach("cut \(tally.stateCount) (\(kind)): \(error)")
@@ -148,10 +163,11 @@ final class Simulation {
 
   /// Checks and reads a state as whoever finds it after the power cut.
   private func judge(
-    _ machine: SimulatedMachine, _ model: GuestModel, _ rules: [GuestModel.Rule]
-  ) throws -> [UInt8] {
+    _ machine: SimulatedMachine, _ model: GuestModel, _ bitmaps: BitmapModel,
+    _ rules: [GuestModel.Rule], mayBeLost: Bool
+  ) throws -> ([UInt8], BitmapModel) {
     var isChecked = false
-    if !scenario.options.contains("lazy_refcounts") {
+    if !scenario.options.contains("lazy_refcounts"), !isChangingSnapshots {
       let (faults, _) = try machine.check()
       guard faults.isEmpty else { throw Breach("corrupt: \(faults.prefix(3))") }
       isChecked = true
@@ -170,22 +186,70 @@ final class Simulation {
     let whole = ByteRange(start: 0, end: image.diskByteCount)
     let bytes = try Session.finish(&image, .read, whole)
     if let breach = GuestModel.breach(bytes, at: 0, rules) { throw Breach(breach) }
-    return bytes
+    if let breach = bitmaps.breach(image, bytes, mayBeLost: mayBeLost) { throw Breach(breach) }
+    if cutRandom.chance(25) { try judgeSnapshots(machine) }
+    var found = bitmaps
+    found.keep(image)
+    return (bytes, found)
+  }
+
+  /// Reads the snapshots that there were from the beginning.
+  private func judgeSnapshots(_ machine: SimulatedMachine) throws {
+    for snapshot in snapshots {
+      var image = try Session.open(
+        machine, path: "disk", access: .readOnly, cacheByteCount: 0, pool: BlockingPool(),
+        snapshot: snapshot.name)
+      defer { image.unmapAll() }
+      guard image.diskByteCount == snapshot.byteCount else {
+        throw Breach("snapshot \(snapshot.name) has \(image.diskByteCount) bytes")
+      }
+      let whole = ByteRange(start: 0, end: image.diskByteCount)
+      let bytes = try Session.finish(&image, .read, whole)
+      if let breach = GuestModel.breach(bytes, at: 0, snapshot.rules) {
+        throw Breach("snapshot \(snapshot.name): \(breach)")
+      }
+    }
+  }
+
+  /// Takes a snapshot and deletes it again, of a disk at rest, with a cut at each change.
+  private func changeSnapshots(
+    _ machine: SimulatedMachine, _ model: GuestModel, _ bitmaps: BitmapModel
+  ) throws {
+    // What a failed request left undecided stays so.
+    guard isAtRest else { return }
+    isChangingSnapshots = true
+    let rules = model.rulesAfterCut(ByteRange(start: 0, end: 8 << 20))
+    machine.onMoment = { [unowned self] in
+      guard self.breach == nil else { return }
+      self.cut(machine, model, bitmaps, rules, mayBeLost: true)
+    }
+    defer { machine.onMoment = nil }
+    _ = try Snapshots.create(path: "disk", format: .qcow2, name: "new", remote: machine)
+    try Snapshots.delete(path: "disk", format: .qcow2, idOrName: "new", remote: machine)
+    if let breach { throw Breach("snapshots change: \(breach)") }
+    machine.onMoment = nil
+    let (faults, _) = try machine.check()
+    guard faults.isEmpty else { throw Breach("after the snapshots: \(faults.prefix(3))") }
+    try judgeSnapshots(machine)
   }
 
   /// Writes on in the image that a cut left.
-  private func goOn(_ machine: SimulatedMachine, _ bytes: [UInt8]) throws {
+  private func goOn(
+    _ machine: SimulatedMachine, _ bytes: [UInt8], _ bitmaps: BitmapModel, versionsEnd: UInt32
+  ) throws {
     tally.continuedCount += 1
     // Counts behind the end of the file are leaks that show when it grows.
-    let longer = machine.with(machine.disk.contents)
+    let longer = machine.with([:])
     _ = try longer.disk.run(.resize(to: longer.disk.byteCount + 8 << 20))
     let (_, leaks) = try longer.check()
     var model = GuestModel(byteCount: UInt64(bytes.count))
     model.addInitial(ByteRange(start: 0, end: 8 << 20), version: 0)
     model.addContents(bytes)
+    model.skipVersions(below: versionsEnd)
+    var bitmaps = bitmaps
     do {
       try play(
-        machine, model, requestsSeed: cutRandom.next(), leakCount: leaks, cuts: false)
+        machine, &model, &bitmaps, requestsSeed: cutRandom.next(), leakCount: leaks, cuts: false)
     } catch let error as Breach {
       throw Breach("written on after it: \(error)")
     }

@@ -17,7 +17,7 @@ extension ImageStack {
   /// - Returns: whether the request has to wait until the image says so, too.
   @inline(__always)
   mutating func recordChange(_ index: Int) -> Bool {
-    guard bitmaps.isRecording else { return false }
+    guard bitmaps.isRecording || store.claimsStand else { return false }
     let start = requests.slots[index].offset
     let range = ByteRange(start: start, end: start + requests.slots[index].length)
     bitmaps.mark(range)
@@ -32,7 +32,10 @@ extension ImageStack {
     _ actions: [BitmapAction], holder: (Int) -> UInt64?
   ) throws(BitmapFault) {
     try bitmaps.perform(actions, holder: holder)
-    for range in requests.changesUnderWay { bitmaps.mark(range) }
+    // A resize zeroes what lies behind the end that the bitmaps know.
+    for range in requests.changesUnderWay where range.start < bitmaps.diskByteCount {
+      bitmaps.mark(ByteRange(start: range.start, end: min(range.end, bitmaps.diskByteCount)))
+    }
   }
 
   /// Tells about the dirty bitmaps that a BLOCK_STATUS asks for, all as they are at this moment.

@@ -264,9 +264,7 @@ extension ImageStack {
     }
     do {
       try bitmaps.resize(toDiskByteCount: resize.newByteCount)
-      try store.marks.resize(toDiskByteCount: resize.newByteCount)
-      try store.wanted.resize(toDiskByteCount: resize.newByteCount)
-      try store.round.regions?.resize(toDiskByteCount: resize.newByteCount)
+      try store.resizeRegions(toDiskByteCount: resize.newByteCount)
     } catch {
       // Bitmaps were added meanwhile. They go on with the old size, and so do the clients.
       return fail(index, .noSpace)

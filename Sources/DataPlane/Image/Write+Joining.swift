@@ -80,10 +80,10 @@ extension ImageStack {
     var written = ByteRange(
       start: isFresh && allocation.headIsZero ? payload.start : run.start,
       end: isFresh && allocation.tailIsZero ? payload.end : run.end)
-    // A data file ends where the disk does.
+    // A data file ends where the disk does, or with the block of its storage in which that is.
     if layers[0].hasDataFile {
-      written = ByteRange(
-        start: written.start, end: min(written.end, layers[0].diskByteCount))
+      let end = max(payload.end, min(written.end, layers[0].diskByteCount))
+      written = ByteRange(start: written.start, end: end)
     }
     if !allocation.joiners.isEmpty {
       written = chooseJoiners(index, payload, written)

@@ -14,7 +14,9 @@ extension ImageStack {
   mutating func closeBitmaps() -> String? {
     switch store.state {
     case .none: return nil
-    case .broken: return store.trouble ?? "they could not be kept up"
+    case .broken:
+      disclaimAgain()
+      return store.trouble ?? "they could not be kept up"
     case .resting: if !store.hasRecovered { return nil }
     case .active: break
     }
@@ -69,7 +71,7 @@ extension ImageStack {
     let isSaid = store.state == .active && store.durability == .none
     store.state = .broken
     if store.trouble == nil { store.trouble = reason }
-    guard !isSaid, store.directoryHost != nil else { return }
+    guard !isSaid else { return }
     store.claimsStand = true
     store.hasRecorders = true  // so that every change comes by `mustWait`
     disclaim()
@@ -90,7 +92,10 @@ extension ImageStack {
 
   /// Nobody believes the marks, then every entry is in use where it lies.
   private mutating func writeDisclaimer() -> BlockErrno {
-    guard let directory = store.directory else { return .none }
+    guard let directory = store.directory else {
+      // The first change failed, and may have named its bitmaps all the same.
+      return changeHeader { $0.setBitmaps(nil, completeMask: nil) }
+    }
     guard disks.hasRoom, let page = buffers.acquire(byteCount: layers[0].geometry.pageByteCount)
     else { return .noMemory }
     defer { buffers.release(page) }

@@ -108,6 +108,31 @@ struct BitmapStore {
     }
   }
 
+  /// Follows a disk that grows. The region that the old end lies in is marked in the file up to
+  /// there and no further, or will be so by the round that runs: it counts as not marked.
+  mutating func resizeRegions(toDiskByteCount newByteCount: UInt64) throws(BitmapFault) {
+    try BitmapStore.grow(&marks, toDiskByteCount: newByteCount)
+    try wanted.resize(toDiskByteCount: newByteCount)
+    guard var regions = round.regions else { return }
+    try BitmapStore.grow(&regions, toDiskByteCount: newByteCount)
+    round.regions = regions
+  }
+
+  private static func grow(
+    _ regions: inout DirtyBitmap, toDiskByteCount newByteCount: UInt64
+  ) throws(BitmapFault) {
+    let old = regions
+    try regions.resize(toDiskByteCount: newByteCount)
+    let wholeByteCount = old.diskByteCount.alignedDown(to: old.granularityByteCount)
+    guard wholeByteCount < old.diskByteCount else { return }
+    regions.clear()
+    var cursor: UInt64 = 0
+    while let run = old.nextDirtyRun(from: cursor), run.start < wholeByteCount {
+      regions.mark(ByteRange(start: run.start, end: min(run.end, wholeByteCount)))
+      cursor = run.end
+    }
+  }
+
   /// The directory as the header names it.
   var directory: BitmapsExtension? {
     directoryHost.map {

@@ -17,12 +17,14 @@ struct SnapshotEditor {
   var header: Header { counts.header }
   private var geometry: ClusterGeometry { header.geometry }
 
-  init(path: String, format: ImageFormat?) throws(ImageFault) {
+  init(
+    path: String, format: ImageFormat?, remote: (any RemoteOpener)? = nil
+  ) throws(ImageFault) {
     let layers = try OpenChain.open(
       path: path, format: format, access: .readWrite,
       options: OpenChain.Options(
         detection: .topQcow2, followsBackingFiles: false, requiresSupport: false,
-        changesDisk: false))
+        changesDisk: false, remote: remote))
     guard let header = layers[0].header else { throw Self.noneInRaw(path) }
     try self.init(layers[0].storage, header)
   }

@@ -9,7 +9,7 @@ import BlockTypes
 import LinuxIO
 import Qcow2
 
-/// Internal snapshots: taking, going back, deleting.
+/// Internal snapshots: taking, going back, deleting. `remote` opens images that are no files.
 public enum Snapshots {
   /// Longest name, in bytes, that QEMU shows whole.
   public static let nameByteCountMax = 255
@@ -19,10 +19,10 @@ public enum Snapshots {
   /// Refuses, before anything is changed, an image whose reference counts are too narrow. Several
   /// snapshots may have one name, as with QEMU.
   public static func create(
-    path: String, format: ImageFormat?, name: String
+    path: String, format: ImageFormat?, name: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> String {
     try requireName(name, path)
-    return try create(SnapshotEditor(path: path, format: format), name)
+    return try create(SnapshotEditor(path: path, format: format, remote: remote), name)
   }
 
   /// The same for the image of an export that stands still: nobody else uses the file meanwhile,
@@ -108,9 +108,9 @@ public enum Snapshots {
   ///
   /// The disk gets the size that it had then. A machine's state stays with the snapshot.
   public static func apply(
-    path: String, format: ImageFormat?, idOrName: String
+    path: String, format: ImageFormat?, idOrName: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) {
-    let editor = try SnapshotEditor(path: path, format: format)
+    let editor = try SnapshotEditor(path: path, format: format, remote: remote)
     let entry = editor.snapshots.entries[try editor.index(of: idOrName)]
     let header = editor.header
     let diskByteCount = entry.diskByteCount ?? header.diskByteCount
@@ -168,9 +168,9 @@ public enum Snapshots {
 
   /// Deletes a snapshot and gives the space back that nothing else uses.
   public static func delete(
-    path: String, format: ImageFormat?, idOrName: String
+    path: String, format: ImageFormat?, idOrName: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) {
-    _ = try delete(SnapshotEditor(path: path, format: format), idOrName)
+    _ = try delete(SnapshotEditor(path: path, format: format, remote: remote), idOrName)
   }
 
   /// The same for the image of an export that stands still. Returns the snapshot's id.
