@@ -107,6 +107,20 @@ class Connection:
             raise ServerGone(f"read at {offset} failed with errno {error}")
         return data
 
+    def read_into(self, buffer, offset):
+        """Reads into the memoryview `buffer`; returns 0 or the errno that the server answered with."""
+        cookie = self.send(CMD_READ, offset, len(buffer))
+        del self.lengths[cookie]
+        magic, error, got = struct.unpack(">IIQ", self.receive(16))
+        if magic != 0x67446698 or got != cookie:
+            raise ServerGone(f"reply magic {magic:#x}, cookie {got}")
+        while not error and len(buffer):
+            count = self.sock.recv_into(buffer)
+            if not count:
+                raise ServerGone("the server closed the connection")
+            buffer = buffer[count:]
+        return error
+
     def is_readable(self):
         return bool(select.select([self.sock], [], [], 0)[0])
 
@@ -250,7 +264,8 @@ class Load:
         self.counts["fua"] += bool(fua)
         for sector in sectors:
             self.busy[sector] = True
-        self.flight[index][cookie] = ("fua" if fua else name, ticket)
+        # a trim may keep what is there, so FUA on one promises nothing of writes before it (proto.md, NBD_CMD_TRIM)
+        self.flight[index][cookie] = ("fua" if fua and name != "trim" else name, ticket)
 
     def flush(self, index):
         if any(kind == "flush" for flight in self.flight for kind, _ in flight.values()):

@@ -2,14 +2,16 @@
 """The cells of tools/powercut --matrix: what an image can be like, each by a name.
 
 A new feature of the format joins here with one line. `options` go to qemu-img create; `prepare` are commands that the
-image sees after that, before anything is judged; `serve` are more words for the server; `read` is how QEMU opens the
-image when it judges, with {path}. A cell whose server says that it does not support the image is skipped by name.
+image sees after that, before anything is judged; `serve` are more words for the server; `resizes` and `bitmaps` are how
+often the disk grows and bitmaps change meanwhile, about. A cell whose server says that it does not support the image is
+skipped by name. `combined-SEED` is any of a great many cells: what SEED draws from all of the above together.
 """
 import collections
+import random
 
-Feature = collections.namedtuple("Feature", "cluster options base prepare serve read resizes packed create",
-                                 defaults=(65536, "", None, (), "", "", 0, False, ""))
-LUKS = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=20"
+Feature = collections.namedtuple("Feature", "cluster options base prepare serve resizes bitmaps packed create",
+                                 defaults=(65536, "", None, (), "", 0, 0, False, ""))
+LUKS = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1"
 SECRET = "--object secret,id=key,data=open-sesame"
 
 
@@ -47,12 +49,58 @@ def features():
         cells[f"compress-on-refcounts-{bits}"] = Feature(cluster=4096, options=f",refcount_bits={bits}", serve=packs)
     cells["snapshots"] = Feature(cluster=4096, base="qcow2", prepare=("qemu-img snapshot -c one {image}",))
     cells["snapshots-packed"] = Feature(packed=True, prepare=("qemu-img snapshot -c one {image}",))
+    cells["bitmaps-changing"] = Feature(cluster=4096, bitmaps=20)
     cells["bitmaps"] = Feature(cluster=4096, prepare=("qemu-img bitmap --add {image} one",
                                                       "qemu-img bitmap --add --disable {image} two"))
-    cells["luks"] = Feature(options="," + LUKS, create=SECRET, serve="--key-file {secret}",
-                            read="driver=qcow2,encrypt.key-secret=key,file.driver=file,file.filename={path}")
+    cells["luks"] = Feature(options="," + LUKS, create=SECRET, serve="--key-file {secret}")
+    for name, raw in (("data-file", ""), ("data-file-raw", ",data_file_raw=on")):
+        cells[name] = Feature(options=",data_file=data" + raw)
+    cells["data-file-4096"] = Feature(cluster=4096, options=",data_file=data,lazy_refcounts=on")
     return cells
 
 
+def combined(seed):
+    """The cell that `seed` draws: features of the format that go together, in one image."""
+    chance = random.Random(f"combined {seed}")
+
+    def often(share):
+        return chance.random() < share
+
+    is_new = not often(0.1)                              # version 3
+    cluster = chance.choice([512, 4096, 16384, 16384, 65536, 65536, 262144])
+    has_data_file, is_encrypted = is_new and often(0.15), often(0.15)
+    is_encrypted = is_encrypted and not has_data_file
+    is_packed = not has_data_file and not is_encrypted and often(0.25)
+    base = None if is_packed or has_data_file else chance.choice([None, "raw", "qcow2"])
+    options, serve, prepare = "", "", []
+    if is_new:
+        options += f",refcount_bits={chance.choice([1, 2, 8, 16, 16, 16, 32, 64])}"
+        options += ",lazy_refcounts=on" if often(0.3) else ""
+        options += ",compression_type=zstd" if often(0.3) else ""
+        options += ",extended_l2=on" if cluster >= 16384 and not has_data_file and often(0.4) else ""
+        options += ",data_file=data" + chance.choice(["", ",data_file_raw=on"]) if has_data_file else ""
+    else:
+        options += ",compat=0.10"
+    options += "," + LUKS if is_encrypted else ""
+    options += ",preallocation=metadata" if not is_packed and base is None and often(0.2) else ""
+    serve += "--key-file {secret} " if is_encrypted else ""
+    # a snapshot counts each cluster twice, and several packed ones share a cluster
+    narrow = any(f"refcount_bits={bits}," in options + "," for bits in ((1, 2) if is_packed else (1,)))
+    has_snapshots = not has_data_file and not narrow and often(0.4)
+    prepare += ["qemu-img snapshot -c one {image}"] if has_snapshots and not is_encrypted else []
+    bitmaps = chance.choice([6, 20]) if is_new and often(0.35) else 0
+    return Feature(cluster, options, base, tuple(prepare), serve, 8 if is_new and not has_data_file and often(0.3) else 0,
+                   bitmaps, is_packed, SECRET if is_encrypted else "")
+
+
+def feature(name):
+    """The cell of that name; raises KeyError when there is none."""
+    kind, _, seed = name.rpartition("-")
+    return combined(int(seed)) if kind == "combined" and seed.isdigit() else features()[name]
+
+
+# How many of the cells in a row over all of them are drawn.
+COMBINED = 12
+
 # Named here so that nobody believes them to be judged.
-MISSING = {"data-file": "two files have to be recorded in one order, with a flush that is a barrier for one of them only"}
+MISSING = {}
