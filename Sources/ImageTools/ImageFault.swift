@@ -15,6 +15,8 @@ public struct ImageFault: Error, Hashable, Sendable {
   public let wayOut: String?
   /// The kind of an image's own fault, nil for a failed system call.
   public let kind: ImageError.Kind?
+  /// A synchronisation failed: what was written before it may be lost (fsync(2), EIO).
+  public internal(set) var losesWrites = false
 
   public init(
     _ path: String, _ cause: String, wayOut: String? = nil, kind: ImageError.Kind? = nil

@@ -116,6 +116,9 @@ import Glibc
   /// Bytes that file `index` spans, as far as this queue was told.
   public func byteCount(ofFile index: Int) -> UInt64 { files[index].byteCount }
 
+  /// Whether file `index` is read and written beside the page cache.
+  public func isDirect(file index: Int) -> Bool { files[index].direct }
+
   @inlinable public var hasRoom: Bool { availableCount > 0 }
   public var availableCount: Int { freeCount }
 

@@ -1,30 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `strata snapshot`: the internal snapshots of an image that nobody uses.
+// `strata snapshot`: the internal snapshots of an image at rest, or of a running stratad.
 
 import ArgumentParser
+import Control
 import ImageTools
 
 struct Snapshot: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Keep states of a disk inside its image (internal snapshots).",
     discussion: """
-      The image must not be in use. A snapshot is named by its id, or by its name, whose first \
+      \(SnapshotPlace.discussion) A snapshot is named by its id, or by its name, whose first \
       bearer counts. A crash in the middle of a verb leaves the disk as it was before or after it, \
-      and at worst leaked clusters.
+      and at worst leaked clusters. A daemon holds all requests while it takes or deletes a \
+      snapshot: what was answered before is in the snapshot, and what is asked later is not.
       """,
     subcommands: [
       SnapshotList.self, SnapshotCreate.self, SnapshotApply.self, SnapshotDelete.self,
     ])
-}
-
-/// The image of a verb that changes its snapshots.
-struct SnapshotImage: ParsableArguments {
-  @Option(name: .short, help: "Format of the image: qcow2; found by its magic when left out.")
-  var format: String?
-
-  @Argument(help: "The image.")
-  var file: String
 }
 
 struct SnapshotList: ParsableCommand {
@@ -37,18 +30,26 @@ struct SnapshotList: ParsableCommand {
   @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look although it is in use.")
   var forceShare = false
 
-  @OptionGroup var image: SnapshotImage
+  @OptionGroup var place: SnapshotPlace
 
   func run() throws {
-    let info = try ImageInfo.list(
-      path: image.file,
-      format: try image.format.map { try CreateOptions.format($0, path: image.file) },
-      includesBackingChain: false,
-      takesLocks: !forceShare)[0]
+    let (text, json) = place.isDaemon ? try answer() : try look()
     switch output {
-    case .human: print(info.snapshotText, terminator: "")
-    case .json: print(info.snapshotJSONText)
+    case .human: print(text, terminator: "")
+    case .json: print(json)
     }
+  }
+
+  private func answer() throws -> (text: String, json: String) {
+    let answer = try place.ask(.snapshots(export: place.choice.export)).value
+    return (SnapshotsText.text(of: answer), SnapshotsText.jsonText(of: answer))
+  }
+
+  private func look() throws -> (text: String, json: String) {
+    let info = try ImageInfo.list(
+      path: place.place, format: try place.imageFormat(), includesBackingChain: false,
+      takesLocks: !forceShare)[0]
+    return (info.snapshotText, info.snapshotJSONText)
   }
 }
 
@@ -56,34 +57,41 @@ struct SnapshotCreate: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "create", abstract: "Keep the disk as it is now under a name.")
 
-  @OptionGroup var image: SnapshotImage
+  @OptionGroup var place: SnapshotPlace
 
   @Argument(help: "Name of the snapshot.")
   var name: String
 
   func run() throws {
-    let id = try Snapshots.create(
-      path: image.file,
-      format: try image.format.map { try CreateOptions.format($0, path: image.file) }, name: name)
+    let id =
+      place.isDaemon
+      ? try place.order(.create(name: name))
+      : try Snapshots.create(path: place.place, format: try place.imageFormat(), name: name)
     print("snapshot \(id)")
   }
+}
+
+/// The place and the snapshot of a verb on one that is there.
+struct SnapshotChoice: ParsableArguments {
+  @OptionGroup var place: SnapshotPlace
+
+  @Argument(help: "Id or name of the snapshot.")
+  var snapshot: String
 }
 
 struct SnapshotApply: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "apply",
-    abstract: "Make the disk what it was then; what was written since is lost.")
+    abstract: "Make the disk of an image that nobody serves what it was then.",
+    discussion: "What was written since is lost.")
 
-  @OptionGroup var image: SnapshotImage
-
-  @Argument(help: "Id or name of the snapshot.")
-  var snapshot: String
+  @OptionGroup var choice: SnapshotChoice
 
   func run() throws {
+    let place = choice.place
+    if place.isDaemon { throw ControlError(place.place, SnapshotAction.applyRefusal) }
     try Snapshots.apply(
-      path: image.file,
-      format: try image.format.map { try CreateOptions.format($0, path: image.file) },
-      idOrName: snapshot)
+      path: place.place, format: try place.imageFormat(), idOrName: choice.snapshot)
   }
 }
 
@@ -91,15 +99,15 @@ struct SnapshotDelete: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "delete", abstract: "Forget a snapshot and give its space back.")
 
-  @OptionGroup var image: SnapshotImage
-
-  @Argument(help: "Id or name of the snapshot.")
-  var snapshot: String
+  @OptionGroup var choice: SnapshotChoice
 
   func run() throws {
-    try Snapshots.delete(
-      path: image.file,
-      format: try image.format.map { try CreateOptions.format($0, path: image.file) },
-      idOrName: snapshot)
+    let place = choice.place
+    if place.isDaemon {
+      _ = try place.order(.delete(idOrName: choice.snapshot))
+    } else {
+      try Snapshots.delete(
+        path: place.place, format: try place.imageFormat(), idOrName: choice.snapshot)
+    }
   }
 }

@@ -21,7 +21,7 @@ extension ImageStack {
     runReady()
     startFlushIfWanted()
     disks.submit()
-    return takeDiskCompletions() || !ready.isEmpty
+    return takeDiskCompletions() || endDraining() || !ready.isEmpty
   }
 
   mutating func wakeDeferred() { ready.append(contentsOf: &deferred, &requests.slots) }
@@ -70,11 +70,14 @@ final class ImageBench {
   var image: ImageStack
   let folder: TemporaryFolder
   let path: String
+  private let plan: ExportPlan
   /// Slots of requests that a test has started; others are the image's own work.
   private var asked: Set<Int> = []
   /// What became of requests that nobody asked about yet.
   /// Why the last change of what the image keeps was not made.
   private(set) var changeFault: BitmapFault?
+  /// How the last change of the file ended; nil as long as none has.
+  private(set) var editOutcome: ImageEdit.Outcome?
   private var results: [Int: (error: BlockErrno, data: [UInt8])] = [:]
 
   /// Opens `name` in `folder` with all its backing files.
@@ -103,6 +106,7 @@ final class ImageBench {
     plan.overlapCheck = overlapCheck
     plan.bitmapDurability = durability
     plan.packsWrites = packsWrites
+    self.plan = plan
     image = try ImageStack(plan, slotCount: slotCount)
   }
 
@@ -150,6 +154,11 @@ final class ImageBench {
         image.retire(slot)
         continue
       }
+      if image.standstill.slot == Int32(slot) {
+        editOutcome = image.endStandstill().outcome
+        image.retire(slot)
+        continue
+      }
       let error = image.requests.slots[slot].error
       let isRead = image.requests.slots[slot].command == .read
       guard asked.remove(slot) != nil else {
@@ -187,6 +196,50 @@ final class ImageBench {
       guard deadline.secondsLeft > 0 else { throw BenchError("nothing moves any more") }
       if !step() { usleep(100) }
     }
+  }
+
+  // MARK: Changes of the file
+
+  /// Begins a change for which the image stands still.
+  func startEdit(_ perform: @escaping @Sendable (LayerFile) -> ImageEdit.Outcome) throws {
+    editOutcome = nil
+    guard image.startStandstill(ImageEdit(perform), plan) else { throw BenchError("no slot") }
+  }
+
+  /// Moves everything until the change has ended. Returns what there is to tell of it.
+  @discardableResult func finishEdit() throws -> String {
+    try until { self.editOutcome != nil }
+    switch editOutcome {
+    case .done(let text): return text
+    case .failed(let reason, _): throw BenchError(reason)
+    case nil: throw BenchError("no outcome")
+    }
+  }
+
+  func startSnapshot(_ name: String) throws {
+    try startEdit { storage in
+      do throws(ImageFault) {
+        return .done(try Snapshots.create(inStandingStill: storage, name: name))
+      } catch {
+        return .failed(error.description, losesWrites: error.losesWrites)
+      }
+    }
+  }
+
+  @discardableResult func snapshot(_ name: String) throws -> String {
+    try startSnapshot(name)
+    return try finishEdit()
+  }
+
+  func deleteSnapshot(_ idOrName: String) throws {
+    try startEdit { storage in
+      do throws(ImageFault) {
+        return .done(try Snapshots.delete(inStandingStill: storage, idOrName: idOrName))
+      } catch {
+        return .failed(error.description, losesWrites: error.losesWrites)
+      }
+    }
+    try finishEdit()
   }
 
   // MARK: Whole requests

@@ -28,7 +28,7 @@ public enum ImageBitmaps {
       try serve(path, .readWrite, change(try kept([action], path), deliver))
     case .transaction(let actions, _):
       try serve(path, .readWrite, change(try kept(actions, path), deliver))
-    case .status, .exports, .clients, .kick, .reload, .resize:
+    case .status, .exports, .clients, .kick, .reload, .resize, .snapshots, .changeSnapshot:
       throw ControlError(path, "this needs a daemon")
     }
     guard let answer = answers.takeAll().first else {

@@ -18,6 +18,10 @@ enum ControlAnswer: Sendable {
   case bitmaps([BitmapStatus])
   case done(actionCount: Int)
   case resized(byteCount: UInt64)
+  /// The internal snapshots, in their order.
+  case snapshots([SnapshotRow])
+  /// A snapshot was taken or deleted, and clients were held for so long.
+  case snapshotChanged(id: String, heldNanoseconds: UInt64)
   case reloaded
   case refusal(String)
 
@@ -49,6 +53,13 @@ enum ControlAnswer: Sendable {
       json.end()
     case .done(let actionCount): json.field("done", actionCount)
     case .resized(let byteCount): json.field("disk-bytes", byteCount)
+    case .snapshots(let rows):
+      json.beginArray("snapshots")
+      for row in rows { row.write(to: &json) }
+      json.end()
+    case .snapshotChanged(let id, let heldNanoseconds):
+      json.field("snapshot", id)
+      json.field("held-milliseconds", heldNanoseconds / 1_000_000)
     case .reloaded: json.field("reloaded", true)
     case .refusal(let reason): json.field("error", reason)
     }

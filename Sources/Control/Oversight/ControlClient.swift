@@ -7,8 +7,6 @@ import LinuxIO
 
 /// The other end of the control socket, for one question.
 public enum ControlClient {
-  /// Time for the whole conversation.
-  public static let secondsMax = 10
   /// 10,000 clients need some 5 MiB.
   static let answerByteCountMax = 32 << 20
 
@@ -20,7 +18,7 @@ public enum ControlClient {
     _ request: ControlRequest, at path: String
   ) throws(ControlError) -> (line: String, value: JSONValue) {
     let socket = try connect(path)
-    let deadline = MonotonicClock.nanoseconds + UInt64(secondsMax) * 1_000_000_000
+    let deadline = MonotonicClock.nanoseconds + UInt64(request.answerSecondsMax) * 1_000_000_000
     try send(Array("\(request.line)\n".utf8), to: socket, path, deadline)
     let line = try receiveLine(from: socket, path, deadline)
     let value: JSONValue
@@ -98,7 +96,7 @@ public enum ControlClient {
     let now = MonotonicClock.nanoseconds
     let left = deadline > now ? (deadline - now) / 1_000_000 : 0
     guard left > 0, socket.wait(for: direction, milliseconds: Int32(left)) else {
-      throw ControlError(path, "no answer within \(secondsMax) seconds", wayOut: notOurs)
+      throw ControlError(path, "no answer in time", wayOut: notOurs)
     }
   }
 }

@@ -23,6 +23,8 @@ public enum ControlRequest: Hashable, Sendable {
   /// All of it at one moment, or nothing.
   case transaction([BitmapAction], export: String?)
   case resize(byteCount: UInt64, export: String?)
+  case snapshots(export: String?)
+  case changeSnapshot(SnapshotAction, export: String?)
   /// Reads certificates, keys and lists of names again.
   case reload
 
@@ -55,13 +57,17 @@ public enum ControlRequest: Hashable, Sendable {
       self = .transaction(
         try ControlRequest.actions(try request.array("actions", "list")),
         export: try request.exportName())
+    case "snapshots": self = .snapshots(export: try request.exportName())
     default:
-      guard let action = try BitmapAction(parsing: &request) else {
+      if let action = try SnapshotAction(parsing: &request) {
+        self = .changeSnapshot(action, export: try request.exportName())
+      } else if let action = try BitmapAction(parsing: &request) {
+        self = .changeBitmap(action, export: try request.exportName())
+      } else {
         throw RequestFault(
           reason: "\(RequestMembers.shortened(request.name)) cannot be asked;"
             + " stratad(8) lists what can")
       }
-      self = .changeBitmap(action, export: try request.exportName())
     }
     try request.requireNoMore()
   }
@@ -90,6 +96,17 @@ public enum ControlRequest: Hashable, Sendable {
     return actions
   }
 
+  /// Time that the answer may take, in seconds.
+  var answerSecondsMax: Int {
+    switch self {
+    // All tables of the disk are read and their counts written.
+    case .changeSnapshot: 3_600
+    case .status, .exports, .clients, .kick, .bitmaps, .changeBitmap, .transaction, .resize,
+      .snapshots, .reload:
+      10
+    }
+  }
+
   /// The line that asks this, without a line feed.
   public var line: String {
     var json = JSONWriter(layout: .oneLine)
@@ -110,6 +127,12 @@ public enum ControlRequest: Hashable, Sendable {
     case .resize(let byteCount, let export):
       json.field("ask", "resize")
       json.field("bytes", byteCount)
+      if let export { json.field("export", export) }
+    case .snapshots(let export):
+      json.field("ask", "snapshots")
+      if let export { json.field("export", export) }
+    case .changeSnapshot(let action, let export):
+      action.write(to: &json)
       if let export { json.field("export", export) }
     case .changeBitmap(let action, let export):
       action.write(to: &json)

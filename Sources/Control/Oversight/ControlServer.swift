@@ -5,6 +5,7 @@
 
 import Bitmaps
 import DataPlane
+import ImageTools
 import LinuxIO
 
 /// Reads lines, asks the export, writes lines. One thread owns it.
@@ -216,6 +217,22 @@ final class ControlServer {
       return try desk.export(named: name).post(
         .resize(byteCount: byteCount) { reason in
           deliver(reason.map { .refusal($0) } ?? .resized(byteCount: byteCount))
+        })
+    case .snapshots(let name):
+      return try desk.export(named: name).post(
+        .snapshots { table in
+          deliver(
+            table.map { .snapshots($0.entries.map(SnapshotRow.init)) }
+              ?? .refusal("the snapshot table is damaged; check the image (strata check)"))
+        })
+    case .changeSnapshot(let action, let name):
+      return try desk.export(named: name).post(
+        .edit(action.edit) { outcome, heldNanoseconds in
+          switch outcome {
+          case .done(let id):
+            deliver(.snapshotChanged(id: id, heldNanoseconds: heldNanoseconds))
+          case .failed(let reason, _): deliver(.refusal(reason))
+          }
         })
     case .changeBitmap(let action, let name):
       return try desk.export(named: name).post(change([action], deliver))

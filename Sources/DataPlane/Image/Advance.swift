@@ -19,6 +19,17 @@ enum Progress {
 extension ImageStack {
   /// Starts a request whose command, range and payload are in the slot.
   mutating func start(_ index: Int) {
+    if standstill.isHolding {
+      requests.slots[index].stage = .held
+      standstill.held.append(index, &requests.slots)
+      return
+    }
+    begin(index)
+    advance(index)
+  }
+
+  /// Brings a request to its first stage.
+  private mutating func begin(_ index: Int) {
     switch requests.slots[index].command {
     case .read: startRead(index)
     case .write:
@@ -37,7 +48,6 @@ extension ImageStack {
     case .disconnect:
       preconditionFailure("a request that never reaches the image was started")
     }
-    advance(index)
   }
 
   /// Lets all requests that can move do so, until every one waits.
@@ -53,6 +63,9 @@ extension ImageStack {
       }
       let progress: Progress
       switch requests.slots[index].stage {
+      case .held:
+        begin(index)
+        progress = .more
       case .scanning: progress = scanOn(index)
       case .awaitingMarks: progress = awaitMarks(index)
       case .claiming: progress = claim(index)
@@ -78,6 +91,7 @@ extension ImageStack {
       case .releasing: progress = release(index)
       case .resizing: progress = resizeOn(index)
       case .storingBitmaps: progress = storeBitmaps(index)
+      case .standingStill: progress = standStill(index)
       case .unwinding: progress = unwind(index)
       case .finished:
         finish(index)

@@ -82,6 +82,27 @@ extension ImageStack {
   /// Asks for a flush for the image's own sake.
   mutating func wantFlush() { flush.isWanted = true }
 
+  enum Secured {
+    /// What was in memory when a request first asked is in the file.
+    case durable
+    case failed(BlockErrno)
+    case waits
+  }
+
+  /// Waits for a flush that begins now or later.
+  mutating func secureTables(_ index: Int) -> Secured {
+    if requests.slots[index].flushIsAsked, !flush.isRunning, !flush.isWanted {
+      requests.slots[index].flushIsAsked = false
+      return flush.error == .none ? .durable : .failed(flush.error)
+    }
+    if !flush.isRunning, !requests.slots[index].flushIsAsked {
+      requests.slots[index].flushIsAsked = true
+      wantFlush()
+    }
+    flush.idleWaiters.append(index, &requests.slots)
+    return .waits
+  }
+
   /// Whether tables in memory differ from those in the file.
   var hasDirtyTables: Bool {
     cache.dirtyCount > 0 || !flush.installedTables.isEmpty || !flush.doubtfulTables.isEmpty

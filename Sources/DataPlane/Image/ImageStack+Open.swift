@@ -55,6 +55,7 @@ extension ImageStack {
     cache = TableCache(byteCount: plan.metadataCacheByteCount)
     self.allocator = allocator
     self.overlapGuard = overlapGuard
+    snapshots = plan.layers[0].readSnapshots()
     self.bitmaps = bitmaps
     self.store = store
     self.disks = disks

@@ -101,6 +101,9 @@ struct ImageStack: ~Copyable {
   var flush = FlushState()
   var releases = ReleaseQueue()
   var resize = ResizeState()
+  var standstill = Standstill()
+  /// The internal snapshots of the active layer; nil where they cannot be read.
+  var snapshots: SnapshotTable?
 
   /// Bytes reached the files since the last successful synchronisation began.
   var hasUnsyncedWrites = false

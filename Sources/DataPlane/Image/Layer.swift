@@ -22,7 +22,7 @@ struct Layer: ~Copyable {
   /// The active layer may grow (Resize.swift).
   var diskByteCount: UInt64
   let version: Int
-  let hasSnapshots: Bool
+  var hasSnapshots: Bool
   /// How compressed clusters are packed.
   let codec: ClusterCodec
   let geometry: ClusterGeometry
@@ -88,6 +88,24 @@ extension LayerPlan {
       at: header.refcountTableOffset,
       entryCount: header.refcountTableClusterCount * header.geometry.tableWordCount,
       what: "the refcount table")
+  }
+
+  /// Reads the snapshot table, which the data plane only tells of; nil when it cannot be read.
+  func readSnapshots() -> SnapshotTable? {
+    guard case .qcow2(let header) = format else { return SnapshotTable(entries: []) }
+    do throws(ImageError) {
+      return try SnapshotTable(
+        of: header, fault: { $0 },
+        read: { (offset, byteCount) throws(ImageError) in
+          do throws(SystemError) {
+            return try storage.file.read(at: offset, byteCount: byteCount)
+          } catch {
+            throw ImageError(.corrupt, "the snapshot table cannot be read: \(error)")
+          }
+        })
+    } catch {
+      return nil
+    }
   }
 
   private func readTable(

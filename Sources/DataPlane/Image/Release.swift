@@ -112,6 +112,8 @@ extension ImageStack {
   /// Releases runs one after the other; the stage of the image's own slot.
   mutating func release(_ index: Int) -> Progress {
     if requests.slots[index].poolCount > 0 { return .waits }
+    // Counts stay as they are while somebody else changes them.
+    if standstill.isHolding { return .waits }
     while let run = releases.next {
       if overlapGuard.isTripped {
         // Nobody knows any more what is free: the clusters leak, which `check` repairs.

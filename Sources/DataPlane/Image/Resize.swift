@@ -39,8 +39,6 @@ struct ResizeState {
   /// A place for a larger L1 table, as far as it is taken.
   var tableHost: UInt64 = 0
   var tableClusterCount = 0
-  /// A flush was asked for, and the request waits for its end.
-  var flushIsAsked = false
 }
 
 /// Why a disk cannot have a size.
@@ -181,18 +179,13 @@ extension ImageStack {
 
   /// Waits for a flush that begins now or later, and fails with it.
   private mutating func secure(_ index: Int, then next: ResizeState.Step) -> Progress {
-    if resize.flushIsAsked, !flush.isRunning, !flush.isWanted {
-      resize.flushIsAsked = false
-      if flush.error != .none { return fail(index, flush.error) }
+    switch secureTables(index) {
+    case .waits: return .waits
+    case .failed(let error): return fail(index, error)
+    case .durable:
       resize.step = next
       return .more
     }
-    if !flush.isRunning, !resize.flushIsAsked {
-      resize.flushIsAsked = true
-      wantFlush()
-    }
-    flush.idleWaiters.append(index, &requests.slots)
-    return .waits
   }
 
   // MARK: The end of the disk

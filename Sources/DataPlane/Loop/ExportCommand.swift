@@ -3,6 +3,7 @@
 // What control may ask of a running export. This file performs no I/O.
 
 import Bitmaps
+import Qcow2
 
 /// A question or an order for the loop of an export, by its mailbox.
 ///
@@ -21,4 +22,9 @@ public enum ExportCommand: Sendable {
   case changeBitmaps([BitmapAction], @Sendable (BitmapFault?) -> Void)
   /// Makes the disk larger. Completes with the reason if it does not become so.
   case resize(byteCount: UInt64, @Sendable (String?) -> Void)
+  /// The internal snapshots of the image; nil when they cannot be read.
+  case snapshots(@Sendable (SnapshotTable?) -> Void)
+  /// Changes the image's file while requests stand still. Completes with how it ended, and for how
+  /// long requests were held.
+  case edit(ImageEdit, @Sendable (ImageEdit.Outcome, _ heldNanoseconds: UInt64) -> Void)
 }

@@ -46,7 +46,7 @@ extension ExportLoop {
 
   /// Begins the first change that waits, unless another one goes on.
   mutating func startBitmapOrder() {
-    guard let first = bitmapOrders.first else { return }
+    guard let first = bitmapOrders.first, !image.standstill.isHolding else { return }
     _ = image.startBitmapWork(.change(first.actions))
   }
 

@@ -43,6 +43,8 @@ extension ExportLoop {
       case .bitmaps(let complete): complete(bitmapStatus())
       case .changeBitmaps(let actions, let complete): changeBitmaps(actions, complete)
       case .resize(let byteCount, let complete): startResize(to: byteCount, complete)
+      case .snapshots(let complete): complete(image.snapshots)
+      case .edit(let edit, let complete): editImage(edit, complete)
       }
     }
   }

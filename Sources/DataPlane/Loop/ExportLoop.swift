@@ -66,6 +66,8 @@ public struct ExportLoop: ~Copyable {
   var resizeOrders: [Int: @Sendable (String?) -> Void] = [:]
   /// Changes of bitmaps that the image keeps, in order; the first may be under way.
   var bitmapOrders: [BitmapOrder] = []
+  /// Changes of the image's file, in order; the first may be under way.
+  var editOrders: [EditOrder] = []
   /// Seconds since tables last became dirty and stayed so.
   var dirtySeconds = 0
 
@@ -168,6 +170,7 @@ public struct ExportLoop: ~Copyable {
   mutating func tick() {
     image.ready.append(contentsOf: &image.deferred, &image.requests.slots)
     if !bitmapOrders.isEmpty { startBitmapOrder() }
+    if !editOrders.isEmpty { startEditOrder() }
     var roundCount = 0
     while true {
       roundCount += 1
@@ -175,7 +178,8 @@ public struct ExportLoop: ~Copyable {
       image.startFlushIfWanted()
       makeReplies()
       image.disks.submit()
-      let goesOn = image.takeDiskCompletions() || !image.ready.isEmpty
+      let goesOn =
+        image.takeDiskCompletions() || image.endDraining() || !image.ready.isEmpty
       if goesOn, roundCount < ExportLoop.roundsMax { continue }
       makeReplies()
       if image.overlapGuard.isUnreported { reportDamage() }
@@ -194,6 +198,7 @@ public struct ExportLoop: ~Copyable {
       let connection = Int(image.requests.slots[index].connection)
       guard connection >= 0 else {
         if image.store.work.slot == Int32(index) { bitmapOrderEnded(index) }
+        if image.standstill.slot == Int32(index) { editEnded() }
         image.retire(index)
         continue
       }

@@ -53,7 +53,6 @@ struct BitmapWork {
   /// A run that is not long enough yet.
   var runHost: UInt64 = 0
   var runCount = 0
-  var flushIsAsked = false
   /// Why it cannot be done.
   var fault: BitmapFault?
 
@@ -185,18 +184,13 @@ extension ImageStack {
 
   /// Waits for a flush that begins now or later, and fails with it.
   private mutating func secureCounts(_ index: Int) -> Progress {
-    if store.work.flushIsAsked, !flush.isRunning, !flush.isWanted {
-      store.work.flushIsAsked = false
-      if flush.error != .none { return fail(index, flush.error) }
+    switch secureTables(index) {
+    case .waits: return .waits
+    case .failed(let error): return fail(index, error)
+    case .durable:
       store.work.step = .awaitingRound
       return .more
     }
-    if !flush.isRunning, !store.work.flushIsAsked {
-      store.work.flushIsAsked = true
-      wantFlush()
-    }
-    flush.idleWaiters.append(index, &requests.slots)
-    return .waits
   }
 
   // MARK: The layout

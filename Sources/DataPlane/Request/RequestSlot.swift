@@ -23,12 +23,16 @@ import NBDProtocol
 ///                  FLUSH:  awaitingFlush ─► finished
 ///                  STATUS: collectingStatus ─► finished
 ///                  RESIZE: resizing ─► [the stages of ZERO ─► resizing] ─► finished
+///     EDIT:   standingStill ─► finished                         (control's own: Standstill.swift)
 ///     WRITE, ZERO and TRIM begin with [awaitingMarks] where a persistent bitmap records
+///     any begins with [held] while the image stands still
 ///     any ─► unwinding ─► finished, once nothing is in flight for it
 enum Stage: UInt8 {
   case free
   /// The payload of a WRITE is arriving.
   case receiving
+  /// Not begun: the image stands still.
+  case held
   /// Reading through the chain into the scan's buffer; goes on at `afterScan`.
   case scanning
   /// Waiting until the file marks the regions that are going to change (Persistence/).
@@ -67,6 +71,8 @@ enum Stage: UInt8 {
   case resizing
   /// Changing what bitmaps the image keeps; `BitmapWork.Step` tells how far it is.
   case storingBitmaps
+  /// Keeping the others still; `Standstill.Step` tells how far it is.
+  case standingStill
   case unwinding
   /// The reply can be made.
   case finished
@@ -76,7 +82,7 @@ enum Stage: UInt8 {
   /// Whether a request at this stage may read or write at a place that it found before.
   var usesPlaces: Bool {
     switch self {
-    case .free, .receiving, .storingBitmaps, .finished, .replying: false
+    case .free, .receiving, .held, .storingBitmaps, .standingStill, .finished, .replying: false
     case .scanning, .awaitingMarks, .claiming, .readingHeadEdge, .readingTailEdge, .placing,
       .makingTable, .writingTable, .allocating, .packing, .placingPacked, .fillingHead,
       .fillingTail, .gathering, .writingClusters, .committing, .awaitingWrites,
@@ -215,6 +221,8 @@ struct RequestSlot {
   var allocation = ClusterAllocation()
   /// A WRITE with FUA touched a mapping that is not durable yet.
   var needsFlush = false
+  /// The image's own work asked for a flush, and waits for its end.
+  var flushIsAsked = false
   /// The claimed range holds blocks that other requests share.
   var isSerialising = false
 

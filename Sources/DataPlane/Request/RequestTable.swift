@@ -60,6 +60,14 @@ struct RequestTable: ~Copyable {
     }
   }
 
+  /// Whether a request besides two slots has begun and not ended.
+  func hasWork(besides first: Int, _ second: Int) -> Bool {
+    (0..<firstUnused).contains { index in
+      index != first && index != second
+        && (slots[index].stage.usesPlaces || slots[index].stage == .storingBitmaps)
+    }
+  }
+
   /// The sequence number that the next request will exceed: what was freed now must outlive all
   /// requests up to it.
   var currentSequence: UInt64 { sequence }

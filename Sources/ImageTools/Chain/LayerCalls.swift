@@ -62,7 +62,13 @@ extension LayerFile {
   }
 
   func synchronize() throws(ImageFault) {
-    do throws(SystemError) { try file.synchronize() } catch { throw ImageFault(path, error) }
+    do throws(SystemError) {
+      try file.synchronize()
+    } catch {
+      var fault = ImageFault(path, error)
+      fault.losesWrites = true
+      throw fault
+    }
   }
 
   func nextData(from offset: UInt64) throws(ImageFault) -> UInt64? {

@@ -80,34 +80,12 @@ public enum RebuildRefcounts {
     }
   }
 
-  /// Sets the COPIED flags of the active L1 table and of its L2 tables where the reference count is
-  /// one, and clears them elsewhere.
+  /// Makes the COPIED flags agree with the counts of the clusters that `counts` covers.
   private static func correctFlags(
     _ reader: MetadataReader, _ header: Header, _ counts: ClusterCounts
   ) throws(ImageFault) {
-    let countOf = { (cluster: UInt64) -> UInt64? in
+    try CopiedFlagRepair(reader: reader, header: header).run { (cluster) throws(ImageFault) in
       counts.window.contains(cluster) ? UInt64(counts[cluster]) : nil
-    }
-    let flags = CopiedFlags(header, fileByteCount: reader.fileByteCount)
-    let clusterByteCount = Int(header.geometry.clusterByteCount)
-    var seen: Set<UInt64> = []
-    var first = 0
-    while first < header.l1EntryCount {
-      let count = min(131_072, header.l1EntryCount - first)
-      let offset = header.l1TableOffset.byteOffset + UInt64(first) * 8
-      let words = try reader.read(offset, count * 8).bigEndianWords()
-      let corrected = flags.corrected(l1: words, count: countOf)
-      if corrected != words { try reader.write(corrected, at: offset) }
-      for word in corrected {
-        let table = L1Entry(rawValue: word).tableOffset.byteOffset
-        guard table != 0, table < reader.fileByteCount, seen.insert(table).inserted else {
-          continue
-        }
-        let old = try reader.read(table, clusterByteCount).bigEndianWords()
-        let new = flags.corrected(l2: old, count: countOf)
-        if new != old { try reader.write(new, at: table) }
-      }
-      first += count
     }
   }
 

@@ -26,7 +26,7 @@ extension ImageInfo {
   public var snapshotJSONText: String {
     var json = JSONWriter()
     json.beginArray()
-    writeSnapshotObjects(to: &json)
+    for snapshot in snapshots { SnapshotRow(snapshot).write(to: &json) }
     json.end()
     return json.finish()
   }
@@ -125,22 +125,7 @@ extension ImageInfo {
   private func writeSnapshots(to json: inout JSONWriter) {
     if snapshots.isEmpty { return }
     json.beginArray("snapshots")
-    writeSnapshotObjects(to: &json)
+    for snapshot in snapshots { SnapshotRow(snapshot).write(to: &json) }
     json.end()
-  }
-
-  private func writeSnapshotObjects(to json: inout JSONWriter) {
-    for snapshot in snapshots {
-      json.beginObject()
-      if let count = snapshot.instructionCount { json.field("icount", count) }
-      json.field("vm-clock-nsec", snapshot.machineClockNanoseconds % 1_000_000_000)
-      json.field("name", snapshot.name)
-      json.field("date-sec", snapshot.dateSeconds)
-      json.field("date-nsec", snapshot.dateNanoseconds)
-      json.field("vm-clock-sec", snapshot.machineClockNanoseconds / 1_000_000_000)
-      json.field("id", snapshot.id)
-      json.field("vm-state-size", snapshot.machineStateByteCount)
-      json.end()
-    }
   }
 }

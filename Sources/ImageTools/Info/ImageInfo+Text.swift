@@ -19,7 +19,7 @@ extension ImageInfo {
   }
 
   /// The table of the snapshots; nothing when there are none.
-  public var snapshotText: String { snapshotLines.map { $0 + "\n" }.joined() }
+  public var snapshotText: String { SnapshotRow.text(of: snapshots.map(SnapshotRow.init)) }
 
   private func qcow2Lines(of header: Header) -> [String] {
     var lines: [String] = []
@@ -31,7 +31,7 @@ extension ImageInfo {
       lines.append("backing file: \(backingFile)\(actual)")
       if let format = header.backingFormat { lines.append("backing file format: \(format)") }
     }
-    lines += snapshotLines
+    lines += SnapshotRow.lines(of: snapshots.map(SnapshotRow.init))
     lines.append("Format specific information:")
     lines += specificLines(of: header).map { "    " + $0 }
     if let refusal { lines.append("not usable here: \(refusal)") }
@@ -85,43 +85,6 @@ extension ImageInfo {
       "payload offset: \(UInt64(encryption.payloadSector) * 512)",
       "master key iters: \(encryption.digestIterationCount)",
     ]
-  }
-
-  private var snapshotLines: [String] {
-    if snapshots.isEmpty { return [] }
-    let title =
-      Self.left("ID", 10) + Self.left("TAG", 17) + Self.right("VM SIZE", 8)
-      + Self.right("DATE", 20) + Self.right("VM CLOCK", 13) + Self.right("ICOUNT", 11)
-    return ["Snapshot list:", title]
-      + snapshots.map { snapshot in
-        Self.left(snapshot.id, 9) + " " + Self.left(snapshot.name, 16) + " "
-          + Self.right(ByteCountText.describe(snapshot.machineStateByteCount), 8)
-          + Self.right(
-            LocalTime.describe(secondsSince1970: Int64(snapshot.dateSeconds)), 20)
-          + Self.right(Self.clock(snapshot.machineClockNanoseconds), 13)
-          + Self.right(snapshot.instructionCount.map { "\($0)" } ?? "", 11)
-      }
-  }
-
-  /// "00:00:00.000".
-  private static func clock(_ nanoseconds: UInt64) -> String {
-    let milliseconds = nanoseconds / 1_000_000
-    let seconds = milliseconds / 1000
-    let parts = [seconds / 3600, seconds / 60 % 60, seconds % 60].map { zeroes($0, 2) }
-    return parts.joined(separator: ":") + "." + zeroes(milliseconds % 1000, 3)
-  }
-
-  private static func zeroes(_ number: UInt64, _ width: Int) -> String {
-    let digits = "\(number)"
-    return String(repeating: "0", count: max(0, width - digits.count)) + digits
-  }
-
-  private static func left(_ text: String, _ width: Int) -> String {
-    text + String(repeating: " ", count: max(0, width - text.count))
-  }
-
-  private static func right(_ text: String, _ width: Int) -> String {
-    String(repeating: " ", count: max(0, width - text.count)) + text
   }
 }
 

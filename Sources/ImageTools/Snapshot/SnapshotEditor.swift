@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An image that is about to get, lose or go back to a snapshot: opened, locked as a writer does,
-// its snapshot table and its counts. Spec: qcow2.rst, "Snapshots".
+// An image that is about to get, lose or go back to a snapshot: locked as a writer does, its
+// snapshot table and its counts. Spec: qcow2.rst, "Snapshots".
 
 import BlockTypes
 import LinuxIO
@@ -26,8 +26,18 @@ struct SnapshotEditor {
         detection: .topQcow2, followsBackingFiles: false, requiresSupport: false,
         changesDisk: false, remote: remote))
     guard let header = layers[0].header else { throw Self.noneInRaw(path) }
-    try Self.requireUsable(header, path)
-    self.storage = layers[0].storage
+    try self.init(layers[0].storage, header)
+  }
+
+  /// The image of an export that stands still, which has locked it.
+  init(standingStill storage: LayerFile) throws(ImageFault) {
+    guard try OpenedLayer.hasQcow2Magic(storage) else { throw Self.noneInRaw(storage.path) }
+    try self.init(storage, try OpenedLayer.readHeader(of: storage))
+  }
+
+  private init(_ storage: LayerFile, _ header: Header) throws(ImageFault) {
+    try Self.requireUsable(header, storage.path)
+    self.storage = storage
     self.snapshots = try Self.snapshots(of: header, storage)
     self.counts = try RefcountEditor(storage, header)
   }
@@ -186,9 +196,9 @@ struct SnapshotEditor {
 
   /// Makes the COPIED flags of an L1 table and of its L2 tables agree with the counts.
   func correctFlags(in header: Header) throws(ImageFault) {
-    try CopiedFlagRepair(header: header, reader: try MetadataReader(storage)) {
+    try CopiedFlagRepair(reader: try MetadataReader(storage), header: header).run {
       (cluster) throws(ImageFault) in try counts.count(of: cluster)
-    }.run()
+    }
   }
 
   /// Marks the image while counts and flags of the active tables do not agree, so that whoever

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The verbs on internal snapshots of an image at rest, in the order of writes that leaves at worst
-// leaked clusters: counts go up before something new is named, and down after it is named no more.
+// The verbs on internal snapshots of an image at rest, or of one whose export stands still, in the
+// order of writes that leaves at worst leaked clusters: counts go up before something new is named,
+// and down after it is named no more.
 // Spec: qcow2.rst, "Snapshots"; Qcow2.docc/Durability.md.
 
 import BlockTypes
@@ -20,16 +21,34 @@ public enum Snapshots {
   public static func create(
     path: String, format: ImageFormat?, name: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) -> String {
+    try requireName(name, path)
+    return try create(SnapshotEditor(path: path, format: format, remote: remote), name)
+  }
+
+  /// The same for the image of an export that stands still: nobody else uses the file meanwhile,
+  /// and all that the export knows is in it.
+  public static func create(
+    inStandingStill storage: LayerFile, name: String
+  ) throws(ImageFault) -> String {
+    try requireName(name, storage.path)
+    return try create(SnapshotEditor(standingStill: storage), name)
+  }
+
+  private static func requireName(_ name: String, _ path: String) throws(ImageFault) {
     guard (1...nameByteCountMax).contains(name.utf8.count) else {
       throw ImageFault(
         path, "a snapshot's name has 1 to \(nameByteCountMax) bytes", wayOut: "choose another",
         kind: .refused)
     }
-    let editor = try SnapshotEditor(path: path, format: format, remote: remote)
+  }
+
+  private static func create(
+    _ editor: SnapshotEditor, _ name: String
+  ) throws(ImageFault) -> String {
     let old = editor.snapshots
     guard old.entries.count < Header.snapshotCountMax else {
       throw ImageFault(
-        path, "it has \(old.entries.count) snapshots, as many as there can be",
+        editor.storage.path, "it has \(old.entries.count) snapshots, as many as there can be",
         wayOut: "delete some first", kind: .refused)
     }
     try editor.requireRoom(for: editor.activeWalk)
@@ -151,7 +170,19 @@ public enum Snapshots {
   public static func delete(
     path: String, format: ImageFormat?, idOrName: String, remote: (any RemoteOpener)? = nil
   ) throws(ImageFault) {
-    let editor = try SnapshotEditor(path: path, format: format, remote: remote)
+    _ = try delete(SnapshotEditor(path: path, format: format, remote: remote), idOrName)
+  }
+
+  /// The same for the image of an export that stands still. Returns the snapshot's id.
+  public static func delete(
+    inStandingStill storage: LayerFile, idOrName: String
+  ) throws(ImageFault) -> String {
+    try delete(SnapshotEditor(standingStill: storage), idOrName)
+  }
+
+  private static func delete(
+    _ editor: SnapshotEditor, _ idOrName: String
+  ) throws(ImageFault) -> String {
     let old = editor.snapshots
     let index = try editor.index(of: idOrName)
     let entry = old.entries[index]
@@ -178,5 +209,6 @@ public enum Snapshots {
     try editor.correctFlags(in: editor.header)
     try editor.storage.synchronize()
     try editor.changeHeader { editor.markDirty(false, in: &$0) }
+    return entry.id
   }
 }
