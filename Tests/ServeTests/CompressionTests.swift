@@ -97,7 +97,7 @@ import Testing
     try "open-sesame".write(toFile: key, atomically: true, encoding: .utf8)
     let result = try runTool([
       "qemu-img", "create", "-q", "--object", "secret,id=key,file=\(key)", "-f", "qcow2", "-o",
-      "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10", image, "1M",
+      "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=100", image, "1M",
     ])
     try #require(result.code == 0, "\(result)")
     let text = try ServeFixture.refusal([
