@@ -214,6 +214,21 @@ private func range(_ start: UInt64, _ byteCount: UInt64) -> ByteRange {
     #expect(try KeptBitmap(named: "b", of: bench.folder.plan("crashed")).isRecovered)
   }
 
+  @Test func `does not survive a crash beside a snapshot, which QEMU's repair would forget`() throws
+  {
+    let bench = try ImageBench()
+    try bench.write([1], 0)
+    try bench.snapshot("one")
+    try bench.write([1], 20 * mebibyte)
+    #expect(try bench.folder.flags() == ["b": ["in-use", "auto"]])
+    _ = try bench.check("crashed")
+    _ = try runTool("qemu-img", ["check", "-q", "-r", "all", bench.folder.path("crashed")])
+    #expect(try run("qemu-img", "snapshot", "-l", bench.folder.path("crashed")).contains("one"))
+    #expect(throws: (any Error).self) {
+      try KeptBitmap(named: "b", of: bench.folder.plan("crashed"))
+    }
+  }
+
   @Test func `is no more believed after a crash and a foreign writer`() throws {
     let bench = try ImageBench()
     try bench.write([1], 0)

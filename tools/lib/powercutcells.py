@@ -2,15 +2,15 @@
 """The cells of tools/powercut --matrix: what an image can be like, each by a name.
 
 A new feature of the format joins here with one line. `options` go to qemu-img create; `prepare` are commands that the
-image sees after that, before anything is judged; `serve` are more words for the server; `resizes` and `bitmaps` are how
-often the disk grows and bitmaps change meanwhile, about. A cell whose server says that it does not support the image is
+image sees after that, before anything is judged; `serve` are more words for the server; `resizes`, `bitmaps` and
+`snapshots` are how often the disk grows, bitmaps change, and snapshots come and go meanwhile, about. A cell whose server says that it does not support the image is
 skipped by name. `combined-SEED` is any of a great many cells: what SEED draws from all of the above together.
 """
 import collections
 import random
 
-Feature = collections.namedtuple("Feature", "cluster options base prepare serve resizes bitmaps packed create",
-                                 defaults=(65536, "", None, (), "", 0, 0, False, ""))
+Feature = collections.namedtuple("Feature", "cluster options base prepare serve resizes bitmaps packed create snapshots",
+                                 defaults=(65536, "", None, (), "", 0, 0, False, "", 0))
 LUKS = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1"
 SECRET = "--object secret,id=key,data=open-sesame"
 
@@ -49,6 +49,10 @@ def features():
         cells[f"compress-on-refcounts-{bits}"] = Feature(cluster=4096, options=f",refcount_bits={bits}", serve=packs)
     cells["snapshots"] = Feature(cluster=4096, base="qcow2", prepare=("qemu-img snapshot -c one {image}",))
     cells["snapshots-packed"] = Feature(packed=True, prepare=("qemu-img snapshot -c one {image}",))
+    cells["snapshots-live"] = Feature(cluster=4096, base="qcow2", snapshots=6)
+    cells["snapshots-live-lazy"] = Feature(options=",lazy_refcounts=on", snapshots=6)
+    cells["snapshots-live-subclusters"] = Feature(cluster=16384, options=extended, base="raw", snapshots=6)
+    cells["snapshots-live-compress-on"] = Feature(cluster=4096, serve=packs, snapshots=6)
     cells["bitmaps-changing"] = Feature(cluster=4096, bitmaps=20)
     cells["bitmaps"] = Feature(cluster=4096, prepare=("qemu-img bitmap --add {image} one",
                                                       "qemu-img bitmap --add --disable {image} two"))
@@ -88,7 +92,8 @@ def combined(seed):
     narrow = any(f"refcount_bits={bits}," in options + "," for bits in ((1, 2) if is_packed else (1,)))
     has_snapshots = not has_data_file and not narrow and often(0.4)
     prepare += ["qemu-img snapshot -c one {image}"] if has_snapshots and not is_encrypted else []
-    bitmaps = chance.choice([6, 20]) if is_new and often(0.35) else 0
+    # with snapshots, bitmaps are lost in a crash (decision 0024)
+    bitmaps = chance.choice([6, 20]) if is_new and not has_snapshots and often(0.35) else 0
     return Feature(cluster, options, base, tuple(prepare), serve, 8 if is_new and not has_data_file and often(0.3) else 0,
                    bitmaps, is_packed, SECRET if is_encrypted else "")
 

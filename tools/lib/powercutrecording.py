@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 
+import livesnapshots
 import nbdload
 import powercutcells
 import recorder as recording_file
@@ -31,6 +32,8 @@ class Recording:
         self.oracle = None
         self.bitmap_changes = max(args.bitmaps, cell.feature.bitmaps if cell.feature else 0)
         self.has_bitmaps = self.bitmap_changes > 0
+        self.snapshot_changes = max(args.live_snapshots, cell.feature.snapshots if cell.feature else 0)
+        self.verbs = livesnapshots.Verbs(self.ask)
         self.packs = "--compress" in (cell.feature.serve if cell.feature else "")
         self.has_raw_data = "data_file_raw=on" in cell.options
         self.is_encrypted = "encrypt." in cell.options
@@ -66,7 +69,7 @@ class Recording:
             line = args.serve
             if self.is_strata:
                 line += " --client-resize" if feature.resizes or args.resizes else ""
-                line += " --control {control}" if self.has_bitmaps else ""
+                line += " --control {control}" if self.has_bitmaps or self.snapshot_changes else ""
             server = None
             try:
                 server = self.start(f"{line} {feature.serve}".format(**words), sock)
@@ -166,6 +169,8 @@ class Recording:
                 load.resize(0, chance.choice([512, 65536, 1 << 20, most]))
             if chance.random() < self.bitmap_changes / args.operations:
                 self.change_bitmaps(chance)
+            if chance.random() < self.snapshot_changes / args.operations:
+                self.verbs.change(chance, load, log)
             load.step()
         load.collect(0)
         load.flush(0)
@@ -187,14 +192,18 @@ class Recording:
             {"ask": "bitmap-disable", "name": "c0"},
             {"ask": "bitmap-enable", "name": "c0"},
         ])
+        answer = self.ask(request)
+        # there may be none of that name, or one already
+        if "done" not in answer and "there is" not in answer.get("error", ""):
+            raise RuntimeError(f"{request} was answered with {answer}")
+
+    def ask(self, request):
+        """What the control socket answers."""
         with socket.socket(socket.AF_UNIX) as control:
             control.settimeout(30)
             control.connect(self.path("control"))
             control.sendall(json.dumps(request).encode() + b"\n")
-            answer = json.loads(control.makefile().readline())
-        # there may be none of that name, or one already
-        if "done" not in answer and "there is" not in answer.get("error", ""):
-            raise RuntimeError(f"{request} was answered with {answer}")
+            return json.loads(control.makefile().readline())
 
     def durable_at(self, entry_count):
         """What was promised when the log had `entry_count` entries."""

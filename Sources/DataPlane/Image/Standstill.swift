@@ -119,6 +119,8 @@ extension ImageStack {
     }
     if overlapGuard.isTripped { return giveUp(index, "the image is damaged") }
     if lostWrites { return giveUp(index, "the disk has lost writes") }
+    let failure = leaveCrashes()
+    if failure != .none { return giveUp(index, "the header cannot be written: \(failure)") }
     precondition(isStill(), "something began while the image stood still")
     startEdit(index)
     return .waits

@@ -109,6 +109,17 @@ extension ImageStack {
     return failure == .none ? synchronizeStore() : failure
   }
 
+  /// Takes back, durably, what the file says of bitmaps in use, before the image gets snapshots.
+  mutating func leaveCrashes() -> BlockErrno {
+    let isClaimed = store.state == .active || store.hasRecovered
+    if isClaimed, store.durability == .region, let directory = store.directory {
+      let failure = changeHeader { $0.setBitmaps(directory, completeMask: nil) }
+      if failure != .none { return failure }
+    }
+    store.leaveCrashes()
+    return .none
+  }
+
   private mutating func failMarkWaiters(_ error: BlockErrno) {
     while let index = store.waiters.popFirst(&requests.slots) {
       _ = fail(index, error)

@@ -52,7 +52,7 @@ struct BitmapStore {
   static let maskBitsMax = 64
 
   var state = State.none
-  let durability: BitmapDurability
+  private(set) var durability: BitmapDurability
   var bitmaps: [StoredBitmap] = []
   /// Where the directory lies; nil when there is none.
   var directoryHost: UInt64?
@@ -92,6 +92,10 @@ struct BitmapStore {
       preconditionFailure("a bitmap of regions cannot be made: \(error)")
     }
   }
+
+  /// Gives up what the bitmaps would survive a crash by: the image has internal snapshots, which
+  /// `qemu-img check -r` forgets where it finds an autoclear bit that it does not know.
+  mutating func leaveCrashes() { durability = .none }
 
   /// Whether a change of the range has to wait until the file covers it.
   @inline(__always)

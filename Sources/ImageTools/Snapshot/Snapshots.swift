@@ -51,6 +51,13 @@ public enum Snapshots {
         editor.storage.path, "it has \(old.entries.count) snapshots, as many as there can be",
         wayOut: "delete some first", kind: .refused)
     }
+    guard editor.header.completeBitmapsMask == 0 else {
+      // `qemu-img check -r` forgets all snapshots where it finds an autoclear bit that it does not
+      // know (QEMU 7.2 to 10.0): the two never go together (decision 0024).
+      throw ImageFault(
+        editor.storage.path, "its bitmaps are in use since a crash, and complete",
+        wayOut: "serve the image once and end that, or remove the bitmaps", kind: .refused)
+    }
     try editor.requireRoom(for: editor.activeWalk)
     let header = editor.header
     let l1ByteCount = UInt64(header.l1EntryCount) * 8
