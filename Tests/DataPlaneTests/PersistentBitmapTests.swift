@@ -229,6 +229,15 @@ private func range(_ start: UInt64, _ byteCount: UInt64) -> ByteRange {
     }
   }
 
+  @Test func `that is complete in use keeps its image from getting a snapshot`() throws {
+    let bench = try ImageBench()
+    try bench.write([1], 0)
+    _ = try bench.check("crashed")
+    #expect(throws: ImageFault.self) {
+      try Snapshots.create(path: bench.folder.path("crashed"), format: .qcow2, name: "one")
+    }
+  }
+
   @Test func `is no more believed after a crash and a foreign writer`() throws {
     let bench = try ImageBench()
     try bench.write([1], 0)
