@@ -59,6 +59,14 @@ extension Workbench {
     for verb in ["info", "check", "map", "map --output=json"] { try limited("\(verb) \(name)") }
     // Who only looks changes nothing.
     #expect(try bytes(of: name) == before)
+    for verb in [
+      "snapshot list", "snapshot create copy new", "snapshot apply copy 1",
+      "snapshot delete copy 1", "bitmap add copy b", "check -r all copy",
+      "convert -f qcow2 -O raw -l 1 copy target", "convert -f qcow2 -O qcow2 copy target",
+    ] {
+      try write(before, to: "copy")
+      try limited(verb.hasSuffix("list") ? "\(verb) copy" : verb)
+    }
     try serveAndUse(name)
   }
 

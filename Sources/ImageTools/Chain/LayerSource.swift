@@ -66,7 +66,7 @@ struct LayerSource {
         layer.path,
         "the backing file '\(recorded)' has the format '\(recordedFormat)', which is "
           + "not supported",
-        wayOut: "convert it (qemu-img convert -O qcow2)", kind: .unsupported)
+        wayOut: "convert it (strata convert -O qcow2)", kind: .unsupported)
     }
     self.format = format
   }

@@ -144,7 +144,7 @@ extension RefcountEditor {
       guard next.tableEntryCount * 8 <= Header.refcountTableByteCountMax else {
         throw ImageFault(
           storage.path, "the file is too large for a refcount table of 8 MiB",
-          wayOut: "copy it with larger clusters (qemu-img convert -o cluster_size=SIZE)",
+          wayOut: "copy it with larger clusters (strata convert -O qcow2 -o cluster_size=SIZE)",
           kind: .unsupported)
       }
       if next.blocks.count == growth.blocks.count,

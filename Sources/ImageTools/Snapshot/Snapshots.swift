@@ -166,7 +166,7 @@ public enum Snapshots {
     if header.hasPersistentBitmaps {
       throw ImageFault(
         editor.storage.path, "its persistent bitmaps would not tell what this changes",
-        wayOut: "remove them first (qemu-img bitmap --remove)", kind: .refused)
+        wayOut: "remove them first (strata bitmap remove)", kind: .refused)
     }
     guard diskByteCount <= Header.fileByteCountMax,
       header.geometry.l1EntryCount(forDiskOf: diskByteCount) <= Header.l1TableByteCountMax / 8
