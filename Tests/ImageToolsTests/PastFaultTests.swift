@@ -113,7 +113,8 @@ extension Workbench {
     for call in trace.split(separator: "\n") {
       let parts = call.split(separator: "\"")
       guard parts.count > 1 else { continue }
-      let name = String(parts[1])
+      // The user's own file is opened by its whole name.
+      let name = parts[1].replacingOccurrences(of: self.folder + "/", with: "")
       let isOurs =
         ours.contains(where: name.hasPrefix) || name.hasPrefix(folder) || name.contains(".so")
       if isOurs && name != "/etc/passwd" && name != "/dev/zero" { continue }

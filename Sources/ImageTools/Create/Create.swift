@@ -58,6 +58,27 @@ public enum Create {
     return content.summary(requestedByteCount: requested)
   }
 
+  /// What the user has to know of a base that is not in the image's folder: who opens the image
+  /// will not open it, unless it is allowed (decision 34). nil when there is nothing to say.
+  public static func baseNote(
+    path: String, options: CreateOptions, remote: (any RemoteOpener)? = nil
+  ) throws(ImageFault) -> String? {
+    guard let name = options.backingFile, options.opensBackingFile,
+      remote?.recognises(name) != true
+    else { return nil }
+    let base = BackingName(name).path(relativeTo: path)
+    let gate = try FileGate.backing(AllowedFiles())
+    do throws(SystemError) {
+      let place = try FolderEntry.split(path).folder
+      return try gate.foreignFolder(of: base, for: place).map {
+        "\(path): its base '\(name)' is not in its folder: to use the image, say "
+          + "--allow-backing '\($0)'"
+      }
+    } catch {
+      throw ImageFault(base, error)
+    }
+  }
+
   private static func openBackingFile(
     of path: String, format: ImageFormat, options: CreateOptions, _ allowed: AllowedFiles,
     remote: (any RemoteOpener)?
