@@ -121,7 +121,9 @@ extension ImageStack {
     if kind == .invalid { return "" }
     if host == 0 || !overlapGuard.judgesData { return nil }
     if host >= allocator.fileByteCount { return ", behind the end of the file" }
-    return holder(of: host >> UInt64(geometry.clusterBits), geometry).map { ", which leads to \($0)" }
+    return holder(of: host >> UInt64(geometry.clusterBits), geometry).map {
+      ", which leads to \($0)"
+    }
   }
 
   /// What is wrong with the entry of the active layer that maps `cursor`; nil when nothing is, or
