@@ -6,9 +6,7 @@ was, and does the key that comes or goes either open the same disk or nothing; w
 opens it and the removed one does not.
 """
 import os
-import shutil
 
-import powercutjudge
 import verbcuts
 from verbcuts import run
 
@@ -23,6 +21,8 @@ def secret(key):
 
 class KeyCuts(verbcuts.Cuts):
     """One encrypted image and the verbs on it."""
+
+    KIND, CELLS, OBJECTS = "keys", FORMATS, OBJECTS
 
     def go(self):
         image, words = self.path("image"), ["--object", OBJECTS[0]]
@@ -43,7 +43,6 @@ class KeyCuts(verbcuts.Cuts):
         self.step("two", "three", "add", "--key-file", "two", "--new-key-file", "three", "--iter-time", "10")
         self.step("two", "one", "remove", "--key-file", "two", "--slot", "0")
         self.step("two", "three", "remove", "--key-file", "two", "--slot", "2")
-        return self
 
     def opens(self, path, key):
         """Whether the key opens the disk as it was; raises RuntimeError when it opens another one."""
@@ -74,15 +73,4 @@ class KeyCuts(verbcuts.Cuts):
                 return f"key {moves} was {'added, and does not open it' if verb == 'add' else 'removed, and opens it'}"
             return None
 
-        folder = self.cut(["image", *KEYS], ["key", verb, *words, "image"], judge)
-        shutil.copyfile(os.path.join(folder, "image"), self.path("image"))
-
-
-def main(strata, seed, cells, reorders, show):
-    """Returns the exit status of tools/powercut."""
-    rows = []
-    for turn in range(cells):
-        name = FORMATS[turn % len(FORMATS)]
-        rows.append((name, lambda tools, work, name=name, turn=turn:
-                     KeyCuts(tools, strata, name, seed + turn, work, reorders).go()))
-    return verbcuts.go("keys", rows, OBJECTS, strata, powercutjudge.Tools, show)
+        self.cut(["image", *KEYS], ["key", verb, *words, "image"], judge)

@@ -53,6 +53,9 @@ def features():
     cells["snapshots-live-lazy"] = Feature(options=",lazy_refcounts=on", snapshots=6)
     cells["snapshots-live-subclusters"] = Feature(cluster=16384, options=extended, base="raw", snapshots=6)
     cells["snapshots-live-compress-on"] = Feature(cluster=4096, serve=packs, snapshots=6)
+    # beside snapshots, bitmaps may be lost in a crash, but never be narrower than the truth (decision 0024)
+    cells["snapshots-live-bitmaps"] = Feature(cluster=4096, base="qcow2", snapshots=6, bitmaps=12)
+    cells["snapshots-bitmaps"] = Feature(cluster=4096, bitmaps=12, prepare=("qemu-img snapshot -c one {image}",))
     cells["bitmaps-changing"] = Feature(cluster=4096, bitmaps=20)
     cells["bitmaps"] = Feature(cluster=4096, prepare=("qemu-img bitmap --add {image} one",
                                                       "qemu-img bitmap --add --disable {image} two"))
