@@ -31,6 +31,13 @@ public struct ImageFault: Error, Hashable, Sendable {
     self.init(path, error.description, kind: error.kind)
   }
 
+  /// The same fault, which met what comes behind the main thing: `done` says that it is done.
+  func after(_ done: String) -> ImageFault {
+    var fault = ImageFault(path, "\(cause); \(done)", wayOut: wayOut, kind: kind)
+    fault.losesWrites = losesWrites
+    return fault
+  }
+
   /// A failed system call on the file itself.
   public init(_ path: String, _ error: SystemError) {
     self.init(path, error.description, wayOut: Self.wayOut(of: error.errno))

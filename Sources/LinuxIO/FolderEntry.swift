@@ -35,6 +35,20 @@ public enum FolderEntry {
     return unsafe String(cString: resolved)
   }
 
+  /// The folder of `path`, absolute and without links, and the last part of the name, which may be
+  /// a link.
+  public static func split(_ path: String) throws(SystemError) -> (folder: String, name: String) {
+    let slash = path.lastIndex(of: "/")
+    do throws(SystemError) {
+      return (
+        try resolve(slash.map { String(path[...$0]) } ?? "."),
+        slash.map { String(path[path.index(after: $0)...]) } ?? path
+      )
+    } catch {
+      throw SystemError(errno: error.errno, call: "open the folder")
+    }
+  }
+
   /// What a name stands for.
   public enum Kind: Sendable { case regularFile, blockDevice, folder, other }
 

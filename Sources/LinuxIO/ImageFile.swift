@@ -38,18 +38,18 @@ public struct ImageFile: ~Copyable, Sendable {
     try self.init(adopting: descriptor)
   }
 
-  /// Opens `path`, which counts from `folder`, if it is below it and no link is on the way: whoever
-  /// exchanges a part of the path meanwhile gains nothing (openat2(2), "RESOLVE_BENEATH").
-  public init(
-    opening path: String, beneath folder: String, access: Access
-  ) throws(SystemError) {
+  /// Opens `path`, which is absolute, if no link is on the way: whoever exchanges a part of it
+  /// meanwhile gains nothing (openat2(2), "RESOLVE_NO_SYMLINKS").
+  public init(openingWithoutLinks path: String, access: Access) throws(SystemError) {
+    precondition(path.hasPrefix("/"), "a path without links does not begin at the root")
     let root = try SystemError.check(
-      unsafe clinux_open(folder, Int32(CLINUX_O_PATH) | O_DIRECTORY | O_CLOEXEC, 0),
+      unsafe clinux_open("/", Int32(CLINUX_O_PATH) | O_DIRECTORY | O_CLOEXEC, 0),
       "open the folder")
     defer { close(root) }
     let mode = access == .readOnly ? O_RDONLY : O_RDWR
     let descriptor = try SystemError.check(
-      unsafe clinux_open_beneath(root, path, mode | O_CLOEXEC | O_NONBLOCK), "open")
+      unsafe clinux_open_beneath(
+        root, String(path.dropFirst()), mode | O_CLOEXEC | O_NONBLOCK), "open")
     try self.init(adopting: descriptor)
   }
 

@@ -65,6 +65,12 @@ struct BitmapRotate: ParsableCommand {
   @Argument(help: "The bitmap that is cleared and records from now on.")
   var to: String
 
+  func validate() throws {
+    guard from != to else {
+      throw ValidationError("\(from) cannot follow itself: what it has would be lost.")
+    }
+  }
+
   func run() throws {
     try place.order(
       .transaction(

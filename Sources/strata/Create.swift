@@ -56,11 +56,16 @@ struct Create: ParsableCommand {
     create.opensBackingFile = !unsafeBacking
     var reader = KeyReader()
     let secret = try key.source().map { try reader.read($0) }
-    let summary = try remote.open { remote in
-      try ImageTools.Create.run(
-        path: file, format: try CreateOptions.format(format, path: file), options: create,
-        key: secret, allowed: named.allowed, remote: remote)
+    let (summary, note) = try remote.open { remote in
+      (
+        try ImageTools.Create.run(
+          path: file, format: try CreateOptions.format(format, path: file), options: create,
+          key: secret, allowed: named.allowed, remote: remote),
+        try ImageTools.Create.baseNote(path: file, options: create, remote: remote)
+      )
     }
-    if !quiet { print(summary) }
+    if quiet { return }
+    print(summary)
+    if let note { report("strata: \(note)") }
   }
 }

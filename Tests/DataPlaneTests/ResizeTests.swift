@@ -105,6 +105,22 @@ private func expectClean(_ bench: ImageBench) throws {
     #expect(try bench.check().isClean)
   }
 
+  @Test func `finds room for its table behind holes that are too short`() throws {
+    let folder = try TemporaryFolder()
+    try folder.qemu("qemu-img create -q -f qcow2 -o cluster_size=512 @disk 1M")
+    try folder.qemuIO("disk", "write -P 7 0 1M")
+    do {
+      let bench = try ImageBench(folder, "disk")
+      for start in stride(from: UInt64(0), to: mebibyte, by: 1_024) {
+        #expect(try bench.call(.trim, start, 512) == .none)
+      }
+      try bench.settle()
+    }
+    let bench = try ImageBench(folder, "disk")
+    #expect(try bench.resize(to: 64 * mebibyte) == .none)
+    #expect(try bench.read(512, 512) == [UInt8](repeating: 7, count: 512))
+  }
+
   @Test func `shows nothing of a larger base`() throws {
     let bench = try ImageBench("\(mebibyte - 1_024)", "cluster_size=65536", base: 3 << 20)
     #expect(try bench.resize(to: 4 * mebibyte) == .none)

@@ -122,6 +122,8 @@ import Testing
     try bench.strata("create -q -f qcow2 image 1G")
     let before = try bench.bytes(of: "image")
     #expect(try bench.strata("create -f qcow2 -b image -F qcow2 image").errors.contains("its own"))
+    let data = try bench.strata("create -f qcow2 -o data_file=image image 1G")
+    #expect(data.errors.contains("the data file is the image or its base"), "\(data)")
     #expect(try bench.bytes(of: "image") == before)
   }
 

@@ -152,7 +152,8 @@ extension Workbench {
     ("-o data_file_raw=on image 1G", "data file"),
     ("-o data_file=data,compat=0.10 image 1G", "version 3"),
     ("-o data_file=data,data_file_raw=on -b base -F raw image", "backing"),
-    ("-o data_file=nbd:x image 1G", "./NAME"), ("-o data_file=image image 1G", "in use"),
+    ("-o data_file=nbd:x image 1G", "./NAME"),
+    ("-o data_file=image image 1G", "is the image or its base"),
     ("-o data_file= image 1G", "no name"), ("-o data_file=none/data image 1G", "No such file"),
   ]
 

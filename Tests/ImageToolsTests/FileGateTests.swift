@@ -6,6 +6,7 @@
 import BlockTypes
 import Foundation
 import LinuxIO
+import Synchronization
 import Testing
 
 @testable import ImageTools
@@ -23,7 +24,8 @@ extension Workbench {
   fileprivate func open(_ allowed: [String] = [], access: ImageFile.Access = .readOnly) throws
     -> [OpenedLayer]
   {
-    var options = OpenChain.Options()
+    // Tools that other tests start hold our locks until they execute.
+    var options = OpenChain.Options(takesLocks: false)
     options.allowed.backing = allowed
     return try OpenChain.open(
       path: path("images/top"), format: .qcow2, access: access, options: options)
@@ -106,6 +108,48 @@ extension Workbench {
     #expect(error?.kind == .refused)
   }
 
+  // The folder of a layer is the one that the layer was found in.
+  @Test func `is none that somebody moves below the image's folder meanwhile`() throws {
+    let bench = try Workbench()
+    try bench.prepare(
+      "mkdir -p images/real elsewhere", "truncate -s 1M images/real/ground elsewhere/ground",
+      "ln -s ../elsewhere images/moving")
+    try bench.writeHeader("images/real/base", backingFile: "ground", backingFormat: "raw")
+    try bench.writeHeader("images/top", backingFile: "moving/base", backingFormat: "qcow2")
+    let foreign = try ImageFile(opening: bench.path("elsewhere/ground"), access: .readOnly)
+      .identity()
+    let mover = Mover(bench.path("images/moving"), ["real", "../elsewhere"])
+    defer { mover.stop() }
+    var openedCount = 0
+    for _ in 0..<4_000 where openedCount < 400 {
+      let layers: [OpenedLayer]
+      do { layers = try bench.open() } catch { continue }
+      openedCount += 1
+      #expect(layers.count == 3)
+      for layer in layers {
+        #expect(try layer.storage.file.identity() != .local(foreign), "a file of others is read")
+      }
+    }
+    #expect(openedCount > 0)
+  }
+
+  @Test func `is named by create where it is not in the image's folder`() throws {
+    let bench = try Workbench()
+    try bench.makeOverlay("base")
+    let create = "create -f qcow2 -F raw -b"
+    let own = try bench.strata("\(create) below/../base images/new")
+    #expect(own.exitCode == 0 && own.errors.isEmpty, "\(own.errors)")
+    let quiet = try bench.strata("\(create) link -q images/new")
+    #expect(quiet.exitCode == 0 && quiet.errors.isEmpty, "\(quiet.errors)")
+    let foreign = try bench.strata("\(create) link images/new")
+    #expect(foreign.exitCode == 0 && foreign.errors.split(separator: "\n").count == 1)
+    let words = try #require(foreign.errors.split(separator: "say ").last)
+    // What it says is what helps.
+    let option = words.filter { $0 != "'" && $0 != "\n" }
+    #expect(try bench.strata("map images/new").exitCode == 1)
+    #expect(try bench.strata("map \(option) images/new").exitCode == 0, "\(option)")
+  }
+
   @Test func `is judged by every verb, and each says what allows it`() throws {
     let bench = try Workbench()
     try bench.makeOverlay("../elsewhere/base")
@@ -122,5 +166,25 @@ extension Workbench {
     #expect(try bench.strata("info images/top").exitCode == 0)
     let missing = try bench.strata("map images/top --allow-backing nowhere")
     #expect(missing.errors.contains("--allow-backing"), "\(missing.errors)")
+  }
+}
+
+/// Points a link to one place and another, again and again, on a thread of its own.
+private final class Mover: Sendable {
+  private let isStopped = Atomic(false)
+  private let hasEnded = DispatchSemaphore(value: 0)
+
+  init(_ link: String, _ places: [String]) {
+    Thread.detachNewThread { [self] in
+      while !isStopped.load(ordering: .relaxed) {
+        for place in places where symlink(place, link + ".new") == 0 { rename(link + ".new", link) }
+      }
+      hasEnded.signal()
+    }
+  }
+
+  func stop() {
+    isStopped.store(true, ordering: .relaxed)
+    hasEnded.wait()
   }
 }

@@ -38,7 +38,7 @@ final class Workbench {
     for line in lines {
       var result = try run(line)
       // QEMU's clock is too coarse at times for the measurement that LUKS wants.
-      for _ in 0..<40 where result.errors.contains("accurate CPU usage") {
+      for _ in 0..<400 where result.errors.contains("accurate CPU usage") {
         result = try run(line)
       }
       guard result.exitCode == 0 else { throw WorkbenchError("\(line): \(result.errors)") }

@@ -183,6 +183,14 @@ private func changes(_ seed: Int) -> [String] {
     try image.requireClean()
   }
 
+  @Test func `is refused for a disk of no bytes, with the reason`() throws {
+    let image = try SharedImage()
+    try run("qemu-img", "create", "-q", "-f", "qcow2", image.path, "0")
+    let error = #expect(throws: WireError.self) { try image.strata("add", image.path, "b") }
+    #expect("\(error as Any)".contains("has nothing to record"))
+    try image.requireClean()
+  }
+
   @Test func `is lost where nothing was to wait for it`() throws {
     let image = try SharedImage()
     try image.strata("add", image.path, "b")

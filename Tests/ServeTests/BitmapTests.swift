@@ -300,6 +300,10 @@ private func extent(_ blockCount: Int, _ flags: UInt32) -> WireExtent {
     #expect(try dirty("b") == 0)
     let json = try fixture.bitmap("list", "--json", fixture.control).output
     #expect(try Answer(json)["bitmaps"].list.count == 2)
+    // A bitmap that follows itself would only be cleared.
+    let lost = try fixture.bitmap("rotate", fixture.control, "a", "a")
+    #expect(lost.code == 64 && lost.error.contains("cannot follow itself"), "\(lost)")
+    #expect(try dirty("a") == block)
     #expect(server.stop() == 0)
   }
 }

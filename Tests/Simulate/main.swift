@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The program of tools/simulate: seeds FIRST, FIRST + STEP, ... up to LAST, of exports that
-// compress after the word `compress`.
+// The program of tools/simulate: seeds FIRST, FIRST + STEP, ... up to LAST, of the family that a
+// word names.
 
 import Glibc
 
 let words = CommandLine.arguments.dropFirst()
 let numbers = words.compactMap { UInt64($0) }
 guard numbers.count == 3 else {
-  fatalError("Simulate [compress] FIRST LAST STEP")
+  fatalError("Simulate [FAMILY] FIRST LAST STEP")
 }
-let compresses = words.contains("compress")
+let family = words.lazy.compactMap { Scenario.Family(rawValue: $0) }.first ?? .drawn
 var tally = SimulationTally()
 var passed = 0
 var failed = 0
 for seed in stride(from: numbers[0], through: numbers[1], by: Int(numbers[2])) {
   announce(seed)
   do {
-    tally += try Simulation.run(seed: seed, compresses: compresses)
+    tally += try Simulation.run(seed: seed, family: family)
     passed += 1
   } catch {
     failed += 1
-    say("seed \(seed) (\(Simulation.describe(seed: seed))): \(error)")
+    say("seed \(seed) (\(Simulation.describe(seed: seed, family: family))): \(error)")
   }
 }
 say("total \(passed) \(failed) \(tally.stateCount) \(tally.skippedCount)")

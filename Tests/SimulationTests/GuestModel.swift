@@ -116,10 +116,19 @@ struct GuestModel {
   ///
   /// - Parameter done: numbers of changes that are done and not answered yet.
   func rulesOfThePast(_ range: ByteRange, done: Set<Int>) -> [Rule] {
+    past(done: done).rulesAfterCut(range)
+  }
+
+  /// The same where a cut cannot take back what was answered.
+  func rulesNow(_ range: ByteRange, done: Set<Int>) -> [Rule] {
+    past(done: done).rules(range) { $0.replaces && $0.ended != .max }
+  }
+
+  private func past(done: Set<Int>) -> GuestModel {
     var past = self
     past.changes = changes.indices.filter { changes[$0].ended != .max || done.contains($0) }
       .map { changes[$0] }
-    return past.rulesAfterCut(range)
+    return past
   }
 
   /// For each run of bytes the versions that no settled change has replaced.

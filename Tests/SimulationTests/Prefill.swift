@@ -13,35 +13,29 @@ import Qcow2
 @testable import DataPlane
 @testable import ImageTools
 
-/// An internal snapshot, and what a disk that is gone back to it holds.
-struct SimulatedSnapshot {
-  let name: String
-  let byteCount: UInt64
-  let rules: [GuestModel.Rule]
-}
-
 extension SimulatedMachine {
   /// Fills the image as the scenario wants it; `model` learns of the data.
   func prefill(
     _ scenario: Scenario, _ model: inout GuestModel, _ random: inout SeededRandom
-  ) throws -> [SimulatedSnapshot] {
-    var snapshots: [SimulatedSnapshot] = []
+  ) throws -> SnapshotModel {
+    var snapshots = SnapshotModel()
     for round in 0...scenario.snapshotCount {
       try write(scenario, &model, &random)
       if scenario.hasPackedClusters { try pack(&random) }
       guard round < scenario.snapshotCount else { break }
-      snapshots.append(try takeSnapshot(named: "s\(round)", model))
+      snapshots.set(try takeSnapshot(named: "s\(round)", model))
     }
+    if scenario.isOutgrown { try fillUp(&random) }
     return snapshots
   }
 
   /// Takes a snapshot of a disk at rest.
-  func takeSnapshot(named name: String, _ model: GuestModel) throws -> SimulatedSnapshot {
+  func takeSnapshot(named name: String, _ model: GuestModel) throws -> SnapshotModel.Entry {
     _ = try Snapshots.create(path: "disk", format: .qcow2, name: name, remote: self)
     let byteCount = model.byteCounts[0]
-    return SimulatedSnapshot(
-      name: name, byteCount: byteCount,
-      rules: model.rulesAfterCut(ByteRange(start: 0, end: byteCount)))
+    return SnapshotModel.Entry(
+      name: name, byteCounts: [byteCount],
+      rules: model.rulesAfterCut(ByteRange(start: 0, end: byteCount)), isDue: true)
   }
 
   private func write(
@@ -63,6 +57,23 @@ extension SimulatedMachine {
       model.addInitial(range, version: version)
     }
     try Session.settle(&image)
+  }
+
+  /// Takes clusters for nothing, until the next refcount block will be one of the last that the
+  /// refcount table has room for.
+  private func fillUp(_ random: inout SeededRandom) throws {
+    let storage = LayerFile(disk, path: "disk")
+    let header = try OpenedLayer.readHeader(of: storage)
+    let counts = try RefcountEditor(storage, header)
+    let perBlock = header.geometry.refcountBlockEntryCount
+    let bits = UInt64(header.geometry.clusterBits)
+    let end = (UInt64(counts.table.count) - 1) * perBlock - UInt64(random.below(Int(perBlock)))
+    let used = header.geometry.clusterCount(for: disk.byteCount)
+    // The blocks that count them lie behind them.
+    let blockCount = (end - used) / perBlock + 1
+    _ = try counts.allocate(byteCount: (end - used - blockCount) << bits)
+    try counts.flush()
+    _ = try disk.run(.resize(to: max(end << bits, disk.byteCount)))
   }
 
   // MARK: Packed clusters

@@ -11,6 +11,20 @@ import LinuxIO
 struct Scenario {
   enum Base: CaseIterable { case none, raw, qcow2, chain }
 
+  /// Seeds that have something in common, which they do not leave to chance.
+  enum Family: String, CaseIterable {
+    /// All is left to the seed.
+    case drawn
+    /// What is written is compressed.
+    case compress
+    /// The disk punches no holes, so that freed clusters keep what they held.
+    case unpunched
+    /// The refcount table has to move under load.
+    case outgrown
+    /// Snapshots come and go while the disk is in use.
+    case snapshots
+  }
+
   /// What the schedule keeps back until nothing else can move (or its patience ends): the named
   /// points at which orders of events that never happen by themselves do.
   enum Hold: CaseIterable {
@@ -62,9 +76,67 @@ struct Scenario {
   var isEncrypted = false
   /// Requests begin and end at multiples of this.
   var requestUnit: UInt64 = 512
+  /// The longest request, in clusters.
+  var requestClusterCountMax: UInt64 = 4
+  /// The disk has neither holes nor space ahead: freed clusters keep what they held.
+  var punchesHoles = true
+  /// Leaked clusters fill the file nearly as far as its refcount table counts.
+  var isOutgrown = false
+  /// Snapshots are taken and deleted between the requests.
+  var hasLiveSnapshots = false
 
-  /// Compresses what is written, mostly in whole clusters; the rest stays as the seed has it.
-  mutating func compress() {
+  /// What all seeds of the family have; the rest stays as the seed has it.
+  mutating func join(_ family: Family) {
+    switch family {
+    case .drawn: break
+    case .compress: compress()
+    case .unpunched:
+      leaveHolesAlone()
+      requestCount += 30
+    case .outgrown: outgrow()
+    case .snapshots: takeSnapshots()
+    }
+  }
+
+  /// Whole small clusters, so that trims free many and many tables are new.
+  private mutating func leaveHolesAlone() {
+    punchesHoles = false
+    hasDataFile = false
+    setClusters(ofByteCount: 512)
+  }
+
+  /// One cluster of table with counts of 64 bits, which covers a file of 2 MiB.
+  private mutating func outgrow() {
+    options = "cluster_size=512,refcount_bits=64"
+    setClusters(ofByteCount: 512)
+    hasDataFile = false
+    isOutgrown = true
+    requestClusterCountMax = 64
+    resizes = false
+  }
+
+  private mutating func setClusters(ofByteCount byteCount: UInt64) {
+    options = options.replacing(
+      "cluster_size=\(clusterByteCount)", with: "cluster_size=\(byteCount)")
+    clusterByteCount = byteCount
+    blockByteCount = min(blockByteCount, byteCount)
+    hasSubclusters = false
+    diskByteCount = 400 * byteCount
+    baseByteCount = min(baseByteCount, 500 * byteCount)
+    if compresses || requestUnit > 512 { requestUnit = byteCount }
+  }
+
+  private mutating func takeSnapshots() {
+    hasLiveSnapshots = true
+    options = "cluster_size=\(clusterByteCount)"
+    hasDataFile = false
+    // Storage that is written in blocks is refused, and so is a resize with version 2.
+    blockByteCount = 1
+    requestCount += 20
+  }
+
+  /// Compresses what is written, mostly in whole clusters.
+  private mutating func compress() {
     compresses = true
     // Neither is compressed.
     isEncrypted = false
@@ -127,11 +199,16 @@ struct Scenario {
     if isOld, snapshotCount > 0 { resizes = false }
     // Beside snapshots they do not survive a crash.
     if !isOld, random.chance(35), snapshotCount == 0 { bitmapCount = random.pick([1, 1, 2]) }
+    punchesHoles = !random.chance(10)
+    // Counts of 8 bits have room for all that come.
+    hasLiveSnapshots = !isOld && bits >= 8 && blockByteCount == 1 && random.chance(30)
+    if clusterByteCount == 512, bits == 64, !isOld, random.chance(30) { outgrow() }
   }
 
   /// Whether the image holds something of its own before the first request.
   var isPrefilled: Bool {
     hasPackedClusters || snapshotCount > 0 || isEncrypted || hasDataFile || bitmapCount > 0
+      || isOutgrown
   }
 }
 
@@ -147,6 +224,9 @@ extension Scenario: CustomStringConvertible {
     if hasDataFile { text += ", a data file" }
     if isEncrypted { text += ", encrypted" }
     if compresses { text += ", compressing" }
+    if hasLiveSnapshots { text += ", snapshots meanwhile" }
+    if !punchesHoles { text += ", no holes" }
+    if isOutgrown { text += ", a table nearly full" }
     if failuresPerThousand > 0 { text += ", \(failuresPerThousand)/1000 fail" }
     if shortsPerThousand > 0 { text += ", \(shortsPerThousand)/1000 are short" }
     return text

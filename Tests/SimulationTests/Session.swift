@@ -14,7 +14,7 @@ import NBDProtocol
 @testable import DataPlane
 
 /// A request that has been started.
-private struct Running {
+struct Running {
   let slot: Int
   let command: Command
   let range: ByteRange
@@ -29,13 +29,19 @@ final class Session {
   let scenario: Scenario
   let machine: SimulatedMachine
   let pool: BlockingPool
+  /// What the image was opened by.
+  let plan: ExportPlan
   var image: ImageStack
   var model: GuestModel
-  fileprivate(set) var bitmaps: BitmapModel
+  var bitmaps: BitmapModel
+  var snapshots: SnapshotModel
+  /// The change of snapshots that goes on, and how many there were.
+  var snapshotOrder: SnapshotOrder?
+  var snapshotOrderCount = 0
   /// The change of bitmaps that goes on.
-  fileprivate var ordered: [BitmapAction] = []
-  fileprivate var random: SeededRandom
-  fileprivate var running: [Running] = []
+  var ordered: [BitmapAction] = []
+  var random: SeededRandom
+  var running: [Running] = []
   private var startedCount = 0
   /// Steps for which the held kind of work stays back.
   private var patience = 0
@@ -44,27 +50,41 @@ final class Session {
 
   init(
     _ scenario: Scenario, _ machine: SimulatedMachine, _ model: GuestModel, _ bitmaps: BitmapModel,
-    seed: UInt64
+    _ snapshots: SnapshotModel, seed: UInt64
   ) throws {
     self.scenario = scenario
     self.machine = machine
     self.model = model
     self.bitmaps = bitmaps
+    self.snapshots = snapshots
     random = SeededRandom(seed: seed)
     pool = try BlockingPool()
-    image = try Session.open(
+    plan = try Session.plan(
       machine, path: "disk", access: .readWrite, cacheByteCount: scenario.cacheByteCount,
-      pool: pool, compresses: scenario.compresses)
+      compresses: scenario.compresses)
+    image = try ImageStack(plan, slotCount: Session.slotCount, pool: pool)
   }
 
   deinit { image.unmapAll() }
 
   // MARK: Opening
 
+  private static let slotCount = 24
+
   static func open(
     _ machine: any RemoteOpener, path: String, access: ImageFile.Access, cacheByteCount: Int,
     pool: BlockingPool, snapshot: String? = nil, compresses: Bool = false
   ) throws -> ImageStack {
+    let plan = try plan(
+      machine, path: path, access: access, cacheByteCount: cacheByteCount, snapshot: snapshot,
+      compresses: compresses)
+    return try ImageStack(plan, slotCount: slotCount, pool: pool)
+  }
+
+  private static func plan(
+    _ machine: any RemoteOpener, path: String, access: ImageFile.Access, cacheByteCount: Int,
+    snapshot: String? = nil, compresses: Bool = false
+  ) throws -> ExportPlan {
     let simulated = path == "disk" ? machine as? SimulatedMachine : nil
     let data = simulated?.disks["data"].map { LayerFile($0, path: "data") }
     var options = OpenChain.Options(detection: .none, snapshot: snapshot, remote: machine)
@@ -83,7 +103,7 @@ final class Session {
       }, engine: .sync, limits: RequestLimits(), minimumBlockByteCount: 1,
       metadataCacheByteCount: cacheByteCount, spinNanosecondsMax: 0)
     plan.packsWrites = compresses
-    return try ImageStack(plan, slotCount: 24, pool: pool)
+    return plan
   }
 
   /// Puts a request in a slot and starts it, as the loop does.
@@ -128,7 +148,8 @@ final class Session {
     image.runReady()
     image.startFlushIfWanted()
     image.disks.submit()
-    return image.takeDiskCompletions() || hadReady || !image.ready.isEmpty
+    let hasMoved = image.takeDiskCompletions()
+    return image.endDraining() || hasMoved || hadReady || !image.ready.isEmpty
   }
 
   /// Does one request on disks that nobody schedules.
@@ -210,6 +231,7 @@ final class Session {
   private func step() throws -> Bool {
     model.tick()
     if scenario.bitmapCount > 0, random.chance(4) { orderBitmaps() }
+    if scenario.hasLiveSnapshots, !image.isStopping, random.chance(3) { orderSnapshot() }
     let mayStart =
       startedCount < scenario.requestCount && running.count < scenario.requestsAtOnceMax
     var moved = false
@@ -353,10 +375,11 @@ final class Session {
     let size = model.byteCounts[0]
     let unit = scenario.requestUnit
     let hot = min(size, scenario.clusterByteCount * 8)
-    let area = random.chance(70) ? hot : size
+    let area = random.chance(scenario.isOutgrown ? 0 : 70) ? hot : size
     let start = UInt64(random.below(Int(area / unit))) * unit
     let longest = random.pick([
-      unit, 2048, scenario.clusterByteCount, scenario.clusterByteCount * 4,
+      unit, 2048, scenario.clusterByteCount,
+      scenario.clusterByteCount * scenario.requestClusterCountMax,
     ])
     let length = UInt64(1 + random.below(max(Int(longest / unit), 1))) * unit
     return ByteRange(start: start, end: min(start + length, size))
@@ -366,7 +389,7 @@ final class Session {
   private func collect() throws {
     while let slot = Session.takeFinished(&image) {
       guard let index = running.firstIndex(where: { $0.slot == slot }) else {
-        try collectBitmapWork(slot)
+        try collectOwnWork(slot)
         continue
       }
       let request = running.remove(at: index)
@@ -411,6 +434,7 @@ extension Session {
   /// Orders a change of the bitmaps that the image keeps, unless one goes on.
   fileprivate func orderBitmaps() {
     let held = bitmaps.entries.map(\.name)
+    guard !image.standstill.isHolding else { return }
     let name = random.pick(BitmapModel.names + held.prefix(1))
     let action: BitmapAction
     if image.store.unusable(named: name) != nil {
@@ -434,13 +458,14 @@ extension Session {
   }
 
   /// Changes that are in force and not answered.
-  private var changesDone: Set<Int> {
+  var changesDone: Set<Int> {
     Set(running.filter { image.requests.slots[$0.slot].stage == .finished }.map(\.change))
   }
 
-  /// The moment of a change that was made ready, or the end of other work on bitmaps.
-  fileprivate func collectBitmapWork(_ slot: Int) throws {
+  /// The moment of a change that was made ready, or the end of other work of the image's own.
+  fileprivate func collectOwnWork(_ slot: Int) throws {
     model.tick()
+    if image.standstill.slot == Int32(slot) { try endSnapshotOrder() }
     if image.store.work.slot == Int32(slot) {
       let actions = ordered
       bitmaps.begin(

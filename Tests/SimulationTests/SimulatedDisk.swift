@@ -66,6 +66,8 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
   var isInstant = true
   /// Of 100 sectors of a write that fails, how many are written.
   var damagePercent = 30
+  /// Whether it can zero ranges and take space ahead.
+  var punchesHoles = true
   /// What would make it longer fails.
   var byteCountMax = UInt64.max
   /// For the judge's own test.
@@ -115,6 +117,8 @@ final class SimulatedDisk: RemoteStorage, @unchecked Sendable {
 
   private func refusal(_ operation: RemoteOperation) -> RemoteFault? {
     switch operation {
+    case .zero where !punchesHoles, .provision where !punchesHoles:
+      RemoteFault.unsupported("the simulated disk has no holes")
     case .resize(let byteCount) where byteCount > byteCountMax,
       .write(let byteCount, _, _) where byteCount > byteCountMax:
       RemoteFault(errno: EFBIG, "the simulated disk would be too large")

@@ -36,6 +36,7 @@ struct SimulatedMachine: RemoteOpener {
     for (name, disk) in disks {
       other.disks[name] = SimulatedDisk(
         name, contents: contents[name] ?? disk.contents, blockByteCount: disk.blockByteCount)
+      other.disks[name]?.punchesHoles = disk.punchesHoles
     }
     return other
   }
@@ -155,6 +156,13 @@ struct SimulatedMachine: RemoteOpener {
   }
 
   // MARK: Judging it
+
+  /// Whether the image says that somebody has to repair it before anybody believes it.
+  /// Spec: qcow2.rst, "Header" (version, incompatible_features, bit 0).
+  var isMarkedDirty: Bool {
+    let header = disk.contents.read(ByteRange(start: 0, end: 80))
+    return header[7] >= 3 && header[79] & 1 == 1
+  }
 
   /// The findings of the product's check that a power cut may not leave, and the count of leaks.
   func check() throws -> (faults: [String], leakCount: Int) {

@@ -43,8 +43,7 @@ final class Simulation {
   private var cutRandom: SeededRandom
   private(set) var tally = SimulationTally()
   private var breach: Breach?
-  private var snapshots: [SimulatedSnapshot] = []
-  private var isChangingSnapshots = false
+  private var snapshots = SnapshotModel()
   /// The last session ended with everything durable.
   private var isAtRest = false
   /// Of 100 states, how many are written on.
@@ -55,21 +54,23 @@ final class Simulation {
   /// - Throws: `Breach` when a promise was broken; anything else when the product refused what it
   ///   has to do.
   static func run(
-    seed: UInt64, lie: DiskLie = .none, compresses: Bool = false
+    seed: UInt64, lie: DiskLie = .none, family: Scenario.Family = .drawn
   ) throws -> SimulationTally {
-    let simulation = Simulation(seed: seed, compresses: compresses)
+    let simulation = Simulation(seed: seed, family: family)
     try simulation.run(lie)
     return simulation.tally
   }
 
   /// What the seed decides, in words.
-  static func describe(seed: UInt64) -> String { Simulation(seed: seed).scenario.description }
+  static func describe(seed: UInt64, family: Scenario.Family = .drawn) -> String {
+    Simulation(seed: seed, family: family).scenario.description
+  }
 
-  private init(seed: UInt64, compresses: Bool = false) {
+  private init(seed: UInt64, family: Scenario.Family) {
     self.seed = seed
     random = SeededRandom(seed: seed)
     var scenario = Scenario(&random)
-    if compresses { scenario.compress() }
+    scenario.join(family)
     self.scenario = scenario
     cutRandom = SeededRandom(seed: random.next())
     continuesPercent = 2
@@ -94,11 +95,15 @@ final class Simulation {
       snapshots = try machine.prefill(scenario, &model, &random)
       machine.settle()
     }
-    for disk in machine.disks.values { disk.lie = lie }
+    for disk in machine.disks.values {
+      disk.lie = lie
+      disk.punchesHoles = scenario.punchesHoles
+    }
+    let (_, leaks) = try machine.check()
     let requestsSeed = random.next()
     do {
       try play(
-        machine, &model, &bitmaps, requestsSeed: requestsSeed, leakCount: 0, cuts: true)
+        machine, &model, &bitmaps, requestsSeed: requestsSeed, leakCount: leaks, cuts: true)
       if scenario.changesSnapshots { try changeSnapshots(machine, model, bitmaps) }
     } catch let fault as ImageFault where fault.kind == .unsupported && tally.stateCount == 0 {
       tally.skippedCount += 1
@@ -110,7 +115,8 @@ final class Simulation {
     _ machine: SimulatedMachine, _ model: inout GuestModel, _ bitmaps: inout BitmapModel,
     requestsSeed: UInt64, leakCount: Int, cuts: Bool
   ) throws {
-    let session = try Session(scenario, machine, model, bitmaps, seed: requestsSeed)
+    let session = try Session(
+      scenario, machine, model, bitmaps, snapshots, seed: requestsSeed)
     defer { (model, bitmaps) = (session.model, session.bitmaps) }
     var cached: (epoch: Int, rules: [GuestModel.Rule]) = (-1, [])
     if cuts {
@@ -120,8 +126,11 @@ final class Simulation {
           let whole = ByteRange(start: 0, end: 8 << 20)
           cached = (session.model.epoch, session.model.rulesAfterCut(whole))
         }
+        self.snapshots = session.snapshots
         self.cut(
-          machine, session.model, session.bitmaps, cached.rules, mayBeLost: session.hasFailures)
+          machine, session.model, session.bitmaps, cached.rules,
+          // Beside snapshots no bitmap survives a crash.
+          mayBeLost: session.hasFailures || session.snapshotOrderCount > 0)
       }
     }
     defer { machine.onMoment = nil }
@@ -130,8 +139,11 @@ final class Simulation {
     tally.requestCount += scenario.requestCount
     if let breach { throw breach }
     isAtRest = isDurable
+    snapshots = session.snapshots
     guard isDurable else { return }
     machine.onMoment = nil
+    // What a change of snapshots that failed leaves is repaired by who opens it.
+    if machine.isMarkedDirty, session.hasFailures { try reopen(machine) }
     let (faults, leaks) = try machine.check()
     guard faults.isEmpty else { throw Breach("after the stop: \(faults.prefix(3))") }
     if !session.hasFailures, leaks > leakCount {
@@ -148,11 +160,14 @@ final class Simulation {
     let left = machine.contentsAfter(kind, &cutRandom)
     tally.stateCount += 1
     do {
-      let (contents, found) = try judge(
-        machine.with(left), model, bitmaps, rules, mayBeLost: mayBeLost)
+      let judged = machine.with(left)
+      let (contents, found, listed) = try judge(
+        judged, model, bitmaps, rules, mayBeLost: mayBeLost)
       if cutRandom.chance(continuesPercent) {
-        let reopened = machine.with(left)
-        try goOn(reopened, contents, found, versionsEnd: model.versionsEnd)
+        let kept = snapshots
+        defer { snapshots = kept }
+        try snapshots.keep(listed, in: judged)
+        try goOn(machine.with(left), contents, found, versionsEnd: model.versionsEnd)
       }
     } catch let error as Breach {
       breach = Breach("cut \(tally.stateCount) (\(kind)): \(error)")
@@ -165,12 +180,11 @@ final class Simulation {
   private func judge(
     _ machine: SimulatedMachine, _ model: GuestModel, _ bitmaps: BitmapModel,
     _ rules: [GuestModel.Rule], mayBeLost: Bool
-  ) throws -> ([UInt8], BitmapModel) {
-    var isChecked = false
-    if !scenario.options.contains("lazy_refcounts"), !isChangingSnapshots {
+  ) throws -> ([UInt8], BitmapModel, listed: [String]) {
+    let isChecked = !machine.isMarkedDirty
+    if isChecked {
       let (faults, _) = try machine.check()
       guard faults.isEmpty else { throw Breach("corrupt: \(faults.prefix(3))") }
-      isChecked = true
     }
     var image = try Session.open(
       machine, path: "disk", access: .readWrite, cacheByteCount: 0,
@@ -187,28 +201,20 @@ final class Simulation {
     let bytes = try Session.finish(&image, .read, whole)
     if let breach = GuestModel.breach(bytes, at: 0, rules) { throw Breach(breach) }
     if let breach = bitmaps.breach(image, bytes, mayBeLost: mayBeLost) { throw Breach(breach) }
-    if cutRandom.chance(25) { try judgeSnapshots(machine) }
+    try snapshots.judgeList(image)
+    let names = image.snapshots?.entries.map(\.name) ?? []
+    if cutRandom.chance(25) { try snapshots.judgeBytes(machine, listed: names) }
     var found = bitmaps
     found.keep(image)
-    return (bytes, found)
+    return (bytes, found, names)
   }
 
-  /// Reads the snapshots that there were from the beginning.
-  private func judgeSnapshots(_ machine: SimulatedMachine) throws {
-    for snapshot in snapshots {
-      var image = try Session.open(
-        machine, path: "disk", access: .readOnly, cacheByteCount: 0, pool: BlockingPool(),
-        snapshot: snapshot.name)
-      defer { image.unmapAll() }
-      guard image.diskByteCount == snapshot.byteCount else {
-        throw Breach("snapshot \(snapshot.name) has \(image.diskByteCount) bytes")
-      }
-      let whole = ByteRange(start: 0, end: image.diskByteCount)
-      let bytes = try Session.finish(&image, .read, whole)
-      if let breach = GuestModel.breach(bytes, at: 0, snapshot.rules) {
-        throw Breach("snapshot \(snapshot.name): \(breach)")
-      }
-    }
+  /// Opens an image as the next session does, and closes it.
+  private func reopen(_ machine: SimulatedMachine) throws {
+    var image = try Session.open(
+      machine, path: "disk", access: .readWrite, cacheByteCount: 0, pool: BlockingPool())
+    defer { image.unmapAll() }
+    try Session.settle(&image)
   }
 
   /// Takes a snapshot and deletes it again, of a disk at rest, with a cut at each change.
@@ -217,20 +223,27 @@ final class Simulation {
   ) throws {
     // What a failed request left undecided stays so.
     guard isAtRest else { return }
-    isChangingSnapshots = true
     let rules = model.rulesAfterCut(ByteRange(start: 0, end: 8 << 20))
     machine.onMoment = { [unowned self] in
       guard self.breach == nil else { return }
       self.cut(machine, model, bitmaps, rules, mayBeLost: true)
     }
     defer { machine.onMoment = nil }
+    var entry = SnapshotModel.Entry(
+      name: "new", byteCounts: [model.byteCounts[0]], rules: rules, isDue: false)
+    snapshots.set(entry)
     _ = try Snapshots.create(path: "disk", format: .qcow2, name: "new", remote: machine)
+    entry.isDue = true
+    snapshots.set(entry)
+    if let breach { throw Breach("a snapshot is taken: \(breach)") }
+    snapshots.doubt("new")
     try Snapshots.delete(path: "disk", format: .qcow2, idOrName: "new", remote: machine)
+    snapshots.remove("new")
     if let breach { throw Breach("snapshots change: \(breach)") }
     machine.onMoment = nil
     let (faults, _) = try machine.check()
     guard faults.isEmpty else { throw Breach("after the snapshots: \(faults.prefix(3))") }
-    try judgeSnapshots(machine)
+    try snapshots.judgeBytes(machine, listed: snapshots.dueNames)
   }
 
   /// Writes on in the image that a cut left.

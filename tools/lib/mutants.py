@@ -3,18 +3,25 @@
 
 A mutant is a file below Sources/DataPlane/Image and pieces of text with what replaces them. One whose text is not there
 any more is a mistake of this list, and is said.
+
+Equivalent, and so not among them: writing new L2 tables with the L1 table, in step 3 of a flush, and not in step 1. A new
+table is written before its L1 entry is changed in memory (Write+Table.swift): with zeroes, or as the shared table's copy;
+a cluster that is fresh reads as zeroes. The sync of step 1 makes that durable before any L1 entry that names it is
+written. A cut in step 3 then leaves a table of zeroes, the copy, or sectors of the new one: what it lacks was never
+durable, what it still maps is released after step 3 only, and what it maps anew was counted in step 1.
 """
 import collections
 
 # `words` go to the simulation: which family of seeds has to notice it.
 Mutant = collections.namedtuple("Mutant", "name file changes words", defaults=((),))
-PACKS = ("compress",)
+PACKS, UNPUNCHED, OUTGROWN = ("compress",), ("unpunched",), ("outgrown",)
 
 MUTANTS = [
     Mutant("counts are written with the tables that the disk knows", "Flush.swift", [
         ("      cache.pages[page].kind == .l2\n      &&", "      cache.pages[page].kind == .refcount\n      || cache.pages[page].kind == .l2 &&")]),
-    Mutant("new tables are written with the L1 table", "Flush.swift", [
-        ("      && !flush.installedTables.contains(Int(cache.pages[page].l1Index))\n", "")]),
+    Mutant("a new table begins with what its cluster held before", "Write+Table.swift", [
+        ("if old.isEmpty && isFresh { return installTable(index) }", "if old.isEmpty { return installTable(index) }")],
+        UNPUNCHED),
     Mutant("the first step of a flush is not synchronised", "Flush.swift", [
         ("    } else if flush.nextCopy == count, disks.availableCount > 1 {\n",
          "    } else if flush.nextCopy == count, flush.phase == .unreferenced, !flush.referenced.isEmpty {\n"
@@ -43,7 +50,7 @@ MUTANTS = [
         ("    case .securingZeroes: return secure(index, then: .committing)",
          "    case .securingZeroes:\n      resize.step = .committing\n      return .more")]),
     Mutant("a moved refcount table names blocks that are not written", "RefcountTableGrowth.swift", [
-        ("    let failure = writeDirtyRefcountPagesNow()\n    if failure != .none { return failure }\n", "")]),
+        ("    let failure = writeDirtyRefcountPagesNow()\n    if failure != .none { return failure }\n", "")], OUTGROWN),
     Mutant("a hole in the fill is left as it is on clusters that were used before", "Write+Joining.swift", [
         ("let isFresh = allocation.isFresh", "let isFresh = true")]),
     Mutant("unaligned writes share blocks", "Claim.swift", [

@@ -143,7 +143,10 @@ public struct Commit {
     let trouble = base.finish()
     base.close()
     let byteCount = try written.get()
-    if let trouble { throw ControlError(layers[baseIndex].path, trouble) }
+    if let trouble {
+      throw ControlError(
+        layers[baseIndex].path, trouble, wayOut: "the overlay is as it was: try again")
+    }
     return byteCount
   }
 

@@ -231,7 +231,7 @@ extension ImageStack {
     }
     cache.markDirty(page)
     allocator.table[blockIndex] = host
-    overlapGuard.refcountBlocks.insert(cluster)
+    overlapGuard.addRefcountBlock(cluster)
     allocator.markTableDirty(blockIndex, pageByteCount: pageByteCount)
     allocator.freshCluster = max(allocator.freshCluster, cluster + 1)
     allocator.keptByteCount = max(allocator.keptByteCount, end)

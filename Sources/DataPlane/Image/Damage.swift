@@ -84,18 +84,20 @@ extension ImageStack {
 
   // MARK: Entries
 
-  /// Looks once at all entries of a page of an L2 table of the active layer, before the guest's
-  /// clusters that it names are overwritten in place. Whether each of them may be is then one
-  /// comparison.
-  mutating func inspect(_ page: Int) {
+  /// Looks at all entries of a page of an L2 table of the active layer, before the guest's clusters
+  /// that it names are overwritten in place. Until the next table finds a place, one comparison
+  /// then tells that each of them may be.
+  ///
+  /// - Returns: whether all are harmless.
+  mutating func inspect(_ page: Int) -> Bool {
     let geometry = layers[0].geometry
     let buffer = cache.pages[page].buffer
-    var isSound = true
     for at in stride(from: 0, to: geometry.pageByteCount, by: geometry.l2EntryByteCount) {
-      isSound = isHarmless(L2Entry(rawValue: buffer.loadBigEndian64(at: at)), geometry)
-      if !isSound { break }
+      let entry = L2Entry(rawValue: buffer.loadBigEndian64(at: at))
+      if !isHarmless(entry, geometry), flaw(of: entry, geometry) != nil { return false }
     }
-    cache.pages[page].inspection = isSound ? .sound : .suspect
+    cache.pages[page].soundGeneration = overlapGuard.generation
+    return true
   }
 
   /// Whether an entry leads to no table and not behind the file, as far as the filters tell.
@@ -105,6 +107,23 @@ extension ImageStack {
     if !overlapGuard.judgesData { return true }
     return host.isAligned(to: geometry.clusterByteCount) && host < allocator.fileByteCount
       && !mayHoldTables(host >> UInt64(geometry.clusterBits), geometry)
+  }
+
+  /// What is wrong with an entry of the active layer, as the rest of a sentence; nil: nothing is.
+  private mutating func flaw(of entry: L2Entry, _ geometry: ClusterGeometry) -> String? {
+    let host = entry.hostOffset.byteOffset
+    if entry.rawValue & L2Entry.compressedFlag != 0 {
+      return entry.compressedRange(in: geometry).start >= allocator.fileByteCount
+        ? ", behind the end of the file" : nil
+    }
+    let kind = entry.kind(
+      in: geometry, version: layers[0].version, hasDataFile: layers[0].hasDataFile)
+    if kind == .invalid { return "" }
+    if host == 0 || !overlapGuard.judgesData { return nil }
+    if host >= allocator.fileByteCount { return ", behind the end of the file" }
+    return holder(of: host >> UInt64(geometry.clusterBits), geometry).map {
+      ", which leads to \($0)"
+    }
   }
 
   /// What is wrong with the entry of the active layer that maps `cursor`; nil when nothing is, or
@@ -126,24 +145,11 @@ extension ImageStack {
     }
     let word = cache.pages[page].buffer.loadBigEndian64(
       at: place.entryInPage << geometry.l2EntryBits)
-    let entry = L2Entry(rawValue: word)
-    let name =
+    return flaw(of: L2Entry(rawValue: word), geometry).map { flaw in
       "L2 entry \(geometry.l2Index(of: offset)) of the table at host offset "
-      + "\(l1Entry.tableOffset.byteOffset) (guest offset \(cursor)) is 0x\(String(word, radix: 16))"
-    let host = entry.hostOffset.byteOffset
-    if entry.rawValue & L2Entry.compressedFlag != 0 {
-      return entry.compressedRange(in: geometry).start >= allocator.fileByteCount
-        ? "\(name), behind the end of the file" : nil
+        + "\(l1Entry.tableOffset.byteOffset) (guest offset \(cursor)) is "
+        + "0x\(String(word, radix: 16))\(flaw)"
     }
-    let kind = entry.kind(
-      in: geometry, version: layers[0].version, hasDataFile: layers[0].hasDataFile)
-    if kind == .invalid { return name }
-    if host == 0 || !overlapGuard.judgesData { return nil }
-    if host >= allocator.fileByteCount { return "\(name), behind the end of the file" }
-    if let holder = holder(of: host >> UInt64(geometry.clusterBits), geometry) {
-      return "\(name), which leads to \(holder)"
-    }
-    return nil
   }
 
   /// What is wrong with a page of a table of the active layer that was just read, because of where

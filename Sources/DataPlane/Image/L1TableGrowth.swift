@@ -19,10 +19,15 @@ extension ImageStack {
     let clusterByteCount = layers[0].geometry.clusterByteCount
     let entryCount = neededTableEntryCount(resize.newByteCount)
     let wanted = Int(layers[0].geometry.clusterCount(for: UInt64(entryCount * 8)))
-    for _ in 0..<ImageStack.runsMax {
+    for attempt in 0..<ImageStack.runsMax {
       if resize.tableClusterCount == wanted {
         resize.step = .securingTable
         return .more
+      }
+      if attempt == ImageStack.runsMax / 2 {
+        // Behind all that is in use, where no holes are that are too short for the table.
+        abandonL1Table()
+        allocator.searchCluster = max(allocator.searchCluster, allocator.freshCluster)
       }
       switch takeClusters(index, wanted - resize.tableClusterCount) {
       case .waits: return .waits

@@ -21,10 +21,12 @@ public enum OverlapCheck: String, Sendable, CaseIterable {
   case all
 }
 
-/// A set of clusters that sometimes holds more than it was given, and never less.
+/// A set of clusters that sometimes holds more than it was given, and never less: a Bloom filter
+/// whose bits for one cluster lie in one word. Filled, it is wrong about one cluster in thousands,
+/// so that few of the pages with hundreds of entries have one that has to be looked up.
 struct TableFilter: ~Copyable {
   /// Bits for each cluster that there may be.
-  private static let bitsPerCluster = 16
+  private static let bitsPerCluster = 32
   private var words: FixedArray<UInt64>
 
   init(clusterCountMax: Int) {
@@ -34,20 +36,25 @@ struct TableFilter: ~Copyable {
       zeroedCount: 1 << (Int.bitWidth - (bitCount / 64 - 1).leadingZeroBitCount))
   }
 
-  private func place(_ cluster: UInt64) -> (word: Int, bit: UInt64) {
-    // A multiplicative hash; its high bits are the good ones.
-    let hash = (cluster &* 0x9e37_79b9_7f4a_7c15) >> 20
-    return (Int(hash >> 6) & (words.count - 1), 1 << (hash & 63))
+  /// The word of a cluster, and four bits in it.
+  private func place(_ cluster: UInt64) -> (word: Int, bits: UInt64) {
+    // Multiplicative hashes; their high bits are the good ones.
+    let first = cluster &* 0x9e37_79b9_7f4a_7c15
+    let hash = (first ^ first >> 32) &* 0xd6e8_feb8_6659_fd93
+    let bits =
+      1 << (hash >> 58) | 1 << (hash >> 52 & 63) | 1 << (hash >> 46 & 63)
+      | 1 << (hash >> 40 & 63) as UInt64
+    return (Int(hash >> 8 & 0xffff_ffff) & (words.count - 1), bits)
   }
 
   mutating func insert(_ cluster: UInt64) {
     let place = place(cluster)
-    words[place.word] |= place.bit
+    words[place.word] |= place.bits
   }
 
   func mayContain(_ cluster: UInt64) -> Bool {
     let place = place(cluster)
-    return words[place.word] & place.bit != 0
+    return words[place.word] & place.bits == place.bits
   }
 }
 
@@ -63,8 +70,10 @@ struct OverlapGuard: ~Copyable {
   private let fixed: [(range: ByteRange, name: String)]
   /// The clusters of the snapshots' L2 tables.
   private let snapshotTables: Set<UInt64>
-  var l2Tables: TableFilter
-  var refcountBlocks: TableFilter
+  private(set) var l2Tables: TableFilter
+  private(set) var refcountBlocks: TableFilter
+  /// Grows with each table that finds a place: what was said of entries before may hold no more.
+  private(set) var generation: UInt64 = 1
 
   /// What contradicts the format, in words; nil as long as nothing does. The image takes no more
   /// changes then.
@@ -132,6 +141,17 @@ struct OverlapGuard: ~Copyable {
     self.snapshotTables = snapshotTables
     l2Tables = TableFilter(clusterCountMax: l2Count)
     refcountBlocks = TableFilter(clusterCountMax: blockCount)
+  }
+
+  /// An L2 table of the active layer lies in the cluster from now on.
+  mutating func addL2Table(_ cluster: UInt64) {
+    l2Tables.insert(cluster)
+    generation += 1
+  }
+
+  mutating func addRefcountBlock(_ cluster: UInt64) {
+    refcountBlocks.insert(cluster)
+    generation += 1
   }
 
   /// Whether some table may lie in the cluster; where the answer is no, none does.

@@ -140,7 +140,7 @@ extension ImageStack {
     let oldCount = allocator.table.count
     allocator.table = newTable
     for block in 0..<growth.blockCount {
-      overlapGuard.refcountBlocks.insert(
+      overlapGuard.addRefcountBlock(
         allocator.table[oldCount + block] >> UInt64(geometry.clusterBits))
     }
     allocator.tableOffset = tableStart

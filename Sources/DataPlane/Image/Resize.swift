@@ -63,7 +63,9 @@ extension ImageStack {
     guard newByteCount <= Header.fileByteCountMax else {
       throw ResizeRefusal(.noSpace, "\(newByteCount) bytes are more than a disk can have")
     }
-    let unit = layers[0].isRaw ? max(alignment, 512) : 512
+    // What ends where the disk does ends with a whole block, as all writes to it do.
+    let endsWithDisk = layers[0].isRaw || layers[0].hasDataFile
+    let unit = endsWithDisk ? max(alignment, 512) : 512
     guard newByteCount.isAligned(to: unit) else {
       throw ResizeRefusal(.invalid, "\(newByteCount) bytes are no multiple of \(unit)")
     }

@@ -119,7 +119,7 @@ extension ImageStack {
     }
     if overlapGuard.isTripped { return giveUp(index, "the image is damaged") }
     if lostWrites { return giveUp(index, "the disk has lost writes") }
-    let failure = leaveCrashes()
+    let failure = disclaimCrashes()
     if failure != .none { return giveUp(index, "the header cannot be written: \(failure)") }
     precondition(isStill(), "something began while the image stood still")
     startEdit(index)
@@ -191,6 +191,8 @@ extension ImageStack {
       overlapGuard.trip(fault)
       // Nobody has found a fault in the image itself.
       overlapGuard.isUnmarked = false
+      // The change may have made the file longer than anybody here knows: it is not cut off.
+      allocator.keptByteCount = allocator.fileByteCount
     }
     if disks.isDirect(file: layers[0].file) { _ = storages[0].file.enableDirect() }
   }

@@ -16,13 +16,8 @@ struct TablePage {
 
   enum Kind: UInt8 { case l2, refcount, index }
 
-  /// What is known of the entries of an L2 page: nothing, that all of them are harmless, or that
-  /// each has to be looked at before what it names is overwritten.
-  enum Inspection: UInt8 { case none, sound, suspect }
-
   var state: State = .unused
   var kind: Kind = .l2
-  var inspection: Inspection = .none
   /// Changed since it was last written.
   var isDirty = false
   /// A copy of it is being written.
@@ -36,6 +31,8 @@ struct TablePage {
   /// How far a page of the index is filled: the layer being asked, and the guest offset reached.
   var fillLayer: Int32 = 0
   var fillCursor: UInt64 = 0
+  /// The guard's generation at which no entry of the L2 page led to a table; 0: never.
+  var soundGeneration: UInt64 = 0
   /// Where the page lies in its file; for the index, the guest offset that it starts with.
   var hostOffset: UInt64 = 0
   var buffer: IOBuffer = .empty

@@ -80,7 +80,7 @@ extension ImageStack {
     let host = HostOffset(byteOffset: requests.slots[index].tableHost)
     layers[0].l1[l1Index] = L1Entry(tableAt: host).rawValue
     flush.markTableInstalled(l1Index)
-    overlapGuard.l2Tables.insert(host.byteOffset >> UInt64(layers[0].geometry.clusterBits))
+    overlapGuard.addL2Table(host.byteOffset >> UInt64(layers[0].geometry.clusterBits))
     if !old.isEmpty { freeTable(old) }
     buffers.release(requests.slots[index].tableCopy)
     requests.slots[index].tableCopy = .empty

@@ -178,12 +178,9 @@ extension ImageStack {
       return .needsTable(pageOffset: place.pageOffset, l1Index: l1Index)
     }
     var end = end
-    if cache.pages[page].inspection != .sound {
-      if cache.pages[page].inspection == .none { inspect(page) }
-      if cache.pages[page].inspection == .suspect {
-        if activeDamage(at: cursor) != nil { return .damaged }
-        end = min(end, (cursor + 1).alignedUp(to: geometry.clusterByteCount))
-      }
+    if cache.pages[page].soundGeneration != overlapGuard.generation, !inspect(page) {
+      if activeDamage(at: cursor) != nil { return .damaged }
+      end = min(end, (cursor + 1).alignedUp(to: geometry.clusterByteCount))
     }
     let run =
       geometry.hasSubclusters

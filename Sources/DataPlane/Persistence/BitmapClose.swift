@@ -110,13 +110,15 @@ extension ImageStack {
   }
 
   /// Takes back, durably, what the file says of bitmaps in use, before the image gets snapshots.
-  mutating func leaveCrashes() -> BlockErrno {
-    let isClaimed = store.state == .active || store.hasRecovered
-    if isClaimed, store.durability == .region, let directory = store.directory {
+  mutating func disclaimCrashes() -> BlockErrno {
+    // A crash in a session before this one may have left its claim, whatever is wished for now.
+    let isClaimed =
+      store.state == .active ? store.durability == .region : store.hasRecovered
+    if isClaimed, let directory = store.directory {
       let failure = changeHeader { $0.setBitmaps(directory, completeMask: nil) }
       if failure != .none { return failure }
     }
-    store.leaveCrashes()
+    store.durability = .none
     return .none
   }
 

@@ -171,7 +171,8 @@ extension ImageStack {
       preconditionFailure("a change was committed that nobody ordered")
     }
     guard requests.slots[index].error == .none else {
-      let fault = store.work.fault ?? ImageStack.fault(requests.slots[index].error)
+      let fault =
+        store.work.fault ?? ImageStack.fault(requests.slots[index].error, diskByteCount)
       abandonBitmapWork(index)
       return fault
     }
@@ -214,8 +215,9 @@ extension ImageStack {
     }
   }
 
-  private static func fault(_ error: BlockErrno) -> BitmapFault {
-    error == .noSpace
+  private static func fault(_ error: BlockErrno, _ diskByteCount: UInt64) -> BitmapFault {
+    guard diskByteCount > 0 else { return BitmapFault("a disk of 0 bytes has nothing to record") }
+    return error == .noSpace
       ? BitmapFault("there is no room for the bitmap where the image lives")
       : BitmapFault("the image cannot keep the bitmap: \(error)")
   }

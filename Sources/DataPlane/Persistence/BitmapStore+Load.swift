@@ -17,7 +17,7 @@ extension BitmapStore {
       durability: plan.bitmapDurability, diskByteCount: plan.diskByteCount)
     guard case .qcow2(let header) = plan.layers[0].format else { return store }
     if !plan.isReadOnly, header.version >= 3 { store.state = .resting }
-    if header.snapshotCount > 0 { store.leaveCrashes() }
+    if header.snapshotCount > 0 { store.durability = .none }
     guard header.hasPersistentBitmaps, let location = try header.bitmaps() else { return store }
     let file = plan.layers[0].storage
     let byteCount = Int(location.directoryByteCount)

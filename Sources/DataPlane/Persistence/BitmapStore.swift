@@ -52,7 +52,9 @@ struct BitmapStore {
   static let maskBitsMax = 64
 
   var state = State.none
-  private(set) var durability: BitmapDurability
+  /// `none` also once the image has internal snapshots: `qemu-img check -r` forgets these where it
+  /// finds an autoclear bit that it does not know, as the one of bitmaps in use is.
+  var durability: BitmapDurability
   var bitmaps: [StoredBitmap] = []
   /// Where the directory lies; nil when there is none.
   var directoryHost: UInt64?
@@ -92,10 +94,6 @@ struct BitmapStore {
       preconditionFailure("a bitmap of regions cannot be made: \(error)")
     }
   }
-
-  /// Gives up what the bitmaps would survive a crash by: the image has internal snapshots, which
-  /// `qemu-img check -r` forgets where it finds an autoclear bit that it does not know.
-  mutating func leaveCrashes() { durability = .none }
 
   /// Whether a change of the range has to wait until the file covers it.
   @inline(__always)

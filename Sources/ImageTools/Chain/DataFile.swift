@@ -33,7 +33,7 @@ enum DataFile {
     let gate = try FileGate.data(options.allowed)
     let opened: LayerFile?
     do throws(SystemError) {
-      opened = try gate.open(path, besideAnyOf: [image.path], access: access)
+      opened = try gate.open(path, besideAnyOf: [image.folder].compactMap(\.self), access: access)
     } catch {
       throw missing(path, image, error)
     }

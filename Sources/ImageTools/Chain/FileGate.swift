@@ -79,32 +79,40 @@ struct FileGate: Sendable {
 
   /// Opens the file at `path`; nil when it is not allowed.
   ///
-  /// A file is allowed that is below the folder of one of `images`, wherever links lead, or that
-  /// the user allows. A device, and anything in /proc or /sys, has to be allowed by its own name.
+  /// A file is allowed that is below one of `folders`, wherever links lead, or that the user
+  /// allows. A device, and anything in /proc or /sys, has to be allowed by its own name. What was
+  /// judged is what is opened: the file is found again by a name without links.
   ///
-  /// - Parameter images: paths of the images that may name what is in their folders.
+  /// - Parameter folders: those of the images that may name what is in their folders, as they were
+  ///   found when the images were opened (`LayerFile.folder`).
   func open(
-    _ path: String, besideAnyOf images: [String], access: ImageFile.Access
+    _ path: String, besideAnyOf folders: [String], access: ImageFile.Access
   ) throws(SystemError) -> LayerFile? {
-    let target = try FolderEntry.resolve(path)
-    let isNamed = places.contains { !$0.isFolder && $0.path == target }
-    let root: String?
-    if isNamed {
-      root = String(target[..<(target.lastIndex(of: "/") ?? target.startIndex)])
-    } else if Self.kernelFolders.contains(where: { Self.contains($0, target) }) {
-      root = nil
-    } else if allowsAny {
-      root = "/"
-    } else {
-      let folders = places.filter(\.isFolder).map(\.path)
-      root = (try folders + ownFolders(of: images)).first { Self.contains($0, target) }
-    }
-    guard var root else { return nil }
-    if root.isEmpty { root = "/" }
+    let (folder, name) = try FolderEntry.split(path)
+    let target = try FolderEntry.resolve("\(folder)/\(name)")
+    guard let isNamed = allows(target, besideAnyOf: folders) else { return nil }
     if !isNamed, try FolderEntry.kind(of: target) != .regularFile { return nil }
-    let name = target.dropFirst(root == "/" ? 1 : root.utf8.count + 1)
-    return LayerFile(
-      try ImageFile(opening: String(name), beneath: root, access: access), path: path)
+    let file = try ImageFile(openingWithoutLinks: target, access: access)
+    // It may have become another one since.
+    if !isNamed, try file.medium() != .regularFile { return nil }
+    return LayerFile(file, path: path, folder: folder)
+  }
+
+  /// Whether the user allows `target`, which is without links, by its own name; nil when it is not
+  /// allowed at all.
+  private func allows(_ target: String, besideAnyOf folders: [String]) -> Bool? {
+    if places.contains(where: { !$0.isFolder && $0.path == target }) { return true }
+    if Self.kernelFolders.contains(where: { Self.contains($0, target) }) { return nil }
+    if allowsAny { return false }
+    let allowed = places.filter(\.isFolder).map(\.path) + (allowsOwnFolder ? folders : [])
+    return allowed.contains { Self.contains($0, target) } ? false : nil
+  }
+
+  /// The folder of the file at `path` if an image in `folder` may not name it; nil if it may.
+  func foreignFolder(of path: String, for folder: String) throws(SystemError) -> String? {
+    let target = try FolderEntry.resolve(path)
+    guard allows(target, besideAnyOf: [folder]) == nil else { return nil }
+    return try FolderEntry.split(target).folder
   }
 
   /// The fault of a file that is not opened.
@@ -118,15 +126,6 @@ struct FileGate: Sendable {
     return ImageFault(
       image, "its \(role) '\(recorded)' is not opened: \(place)",
       wayOut: "if you trust it, say \(option) '\(path)'", kind: .refused)
-  }
-
-  private func ownFolders(of images: [String]) throws(SystemError) -> [String] {
-    guard allowsOwnFolder else { return [] }
-    var folders: [String] = []
-    for image in images {
-      folders.append(try FolderEntry.resolve(BackingName(".").path(relativeTo: image)))
-    }
-    return folders
   }
 
   /// Whether `file` is below `folder`; both are without links.

@@ -15,8 +15,8 @@ struct LayerSource {
   let format: ImageFormat?
   /// The image that names this one as its backing file; nil for the top image.
   let overlay: String?
-  /// The name in the overlay, and the images in whose folders a file of that name may be; the name
-  /// is empty for the top image.
+  /// The name in the overlay, and the folders in which a file of that name may be; the name is
+  /// empty for the top image.
   private let recorded: String
   private let neighbours: [String]
 
@@ -32,13 +32,13 @@ struct LayerSource {
 
   /// The source of the layer below `layer`, nil when it has none.
   ///
-  /// - Parameter top: the path of the chain's top image.
+  /// - Parameter top: the chain's top image.
   init?(
-    below layer: OpenedLayer, top: String, options: OpenChain.Options
+    below layer: OpenedLayer, top: LayerFile, options: OpenChain.Options
   ) throws(ImageFault) {
     guard let header = layer.header, let recorded = header.backingFile else { return nil }
     self.recorded = recorded
-    self.neighbours = [layer.path, top]
+    self.neighbours = [layer.storage.folder, top.folder].compactMap(\.self)
     let name = BackingName(recorded)
     if let remote = options.remote, remote.recognises(recorded) {
       self.path = recorded
@@ -66,7 +66,7 @@ struct LayerSource {
         layer.path,
         "the backing file '\(recorded)' has the format '\(recordedFormat)', which is "
           + "not supported",
-        wayOut: "convert it (qemu-img convert -O qcow2)", kind: .unsupported)
+        wayOut: "convert it (strata convert -O qcow2)", kind: .unsupported)
     }
     self.format = format
   }
@@ -115,7 +115,9 @@ struct LayerSource {
 
   private func openTop(_ access: ImageFile.Access) throws(ImageFault) -> LayerFile {
     do throws(SystemError) {
-      return LayerFile(try ImageFile(opening: path, access: access), path: path)
+      let (folder, name) = try FolderEntry.split(path)
+      let file = try ImageFile(opening: "\(folder)/\(name)", access: access)
+      return LayerFile(file, path: path, folder: folder)
     } catch {
       // A file that may be read but not written has a way out that a missing one has not.
       if access == .readWrite, ImageFile.isReadable(path) {

@@ -105,6 +105,10 @@ public enum OpenChain {
       if case .file(identity) = options.writtenBase, !layers.isEmpty {
         access = .readWrite
         storage = try source.open(access: access, gate: gate)
+        guard try storage.identity() == identity else {
+          throw ImageFault(
+            source.path, "another file took its place while it was opened", kind: .refused)
+        }
       }
       guard identities.insert(identity).inserted else {
         throw ImageFault(
@@ -121,7 +125,7 @@ public enum OpenChain {
       layers.append(layer)
       next =
         options.followsBackingFiles
-        ? try LayerSource(below: layer, top: path, options: options) : nil
+        ? try LayerSource(below: layer, top: layers[0].storage, options: options) : nil
     }
     return layers
   }

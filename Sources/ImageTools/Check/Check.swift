@@ -127,7 +127,7 @@ public enum Check {
     if report.corruptionCount > 0 {
       outcome.refusal =
         "\(report.corruptionCount) errors could not be repaired; copy what can be read "
-        + "(qemu-img convert)"
+        + "(qemu-img convert --salvage)"
     }
     return outcome
   }

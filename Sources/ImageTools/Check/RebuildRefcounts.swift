@@ -24,8 +24,9 @@ public enum RebuildRefcounts {
         storage.path,
         "its tables are damaged (\(checker.report.tableCorruptionCount) errors), which rebuilding "
           + "the reference counts does not cure",
-        wayOut: "look at them (strata check), and copy what can be read (qemu-img convert) or "
-          + "repair it with loss (strata check -r all --to COPY)", kind: .corrupt)
+        wayOut: "look at them (strata check), and copy what can be read "
+          + "(qemu-img convert --salvage) or repair it with loss (strata check -r all --to COPY)",
+        kind: .corrupt)
     }
     var repaired = try correct(storage, header, checker.report)
     repaired.incompatibleFeatures.remove(.dirty)

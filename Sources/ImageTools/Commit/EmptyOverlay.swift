@@ -29,7 +29,17 @@ public enum EmptyOverlay {
   }
 
   /// Empties the image, which is open for writing. What its base says must be durable.
+  ///
+  /// A fault leaves the same disk, in the overlay or in its base, and at worst leaked clusters.
   public static func run(_ layer: OpenedLayer) throws(ImageFault) {
+    do throws(ImageFault) {
+      try empty(layer)
+    } catch {
+      throw error.after("its base has all that it says, and the next commit empties it")
+    }
+  }
+
+  private static func empty(_ layer: OpenedLayer) throws(ImageFault) {
     guard let header = layer.header else { preconditionFailure("a raw image has no tables") }
     let counts = try RefcountEditor(layer.storage, header)
     let old = MappingWalk(

@@ -16,7 +16,6 @@ public struct OverlayChanges {
   }
 
   private var reader: ChainReader
-  private let baseIndex: Int
   private let byteCount: UInt64
   private let baseByteCount: UInt64
   private var offset: UInt64 = 0
@@ -29,8 +28,9 @@ public struct OverlayChanges {
   ///   - baseIndex: which of them is the base.
   public init(_ layers: [OpenedLayer], above baseIndex: Int) throws(ImageFault) {
     precondition((1..<layers.count).contains(baseIndex), "there is no layer above the base")
-    reader = try ChainReader(Array(layers[...baseIndex]))
-    self.baseIndex = baseIndex
+    // Not the base: its tables change while this goes on, and what one of them left may hold
+    // anything by now.
+    reader = try ChainReader(Array(layers[..<baseIndex]))
     byteCount = layers[0].diskByteCount
     baseByteCount = layers[baseIndex].diskByteCount
   }
@@ -39,8 +39,7 @@ public struct OverlayChanges {
   public mutating func next() throws(ImageFault) -> Change? {
     while offset < byteCount {
       let start = offset
-      let (count, run) = try reader.run(
-        at: start, byteCountMax: byteCount - start, above: baseIndex)
+      let (count, run) = try reader.ownRun(at: start, byteCountMax: byteCount - start)
       guard let run else {
         offset += count
         continue
@@ -60,8 +59,7 @@ public struct OverlayChanges {
     let limit = min(byteCount, start + UInt64(Self.dataByteCountMax))
     var runs: [SourceRun] = []
     while offset < limit {
-      let (_, run) = try reader.run(
-        at: offset, byteCountMax: limit - offset, above: baseIndex)
+      let (_, run) = try reader.ownRun(at: offset, byteCountMax: limit - offset)
       guard let run, !run.isZero else { break }
       runs.append(run)
       offset += run.byteCount

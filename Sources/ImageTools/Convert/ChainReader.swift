@@ -36,13 +36,15 @@ struct ChainReader {
     try run(of: try Map.resolve(at: offset, end: offset + byteCountMax, &maps))
   }
 
-  /// What the layers above number `depth` say of the disk at `offset`; no run where that one says
-  /// it, or one below.
-  mutating func run(
-    at offset: UInt64, byteCountMax: UInt64, above depth: Int
+  /// What these layers say of the disk at `offset`; no run where they leave it to what lies below
+  /// the last of them.
+  mutating func ownRun(
+    at offset: UInt64, byteCountMax: UInt64
   ) throws(ImageFault) -> (byteCount: UInt64, run: SourceRun?) {
     let found = try Map.resolve(at: offset, end: offset + byteCountMax, &maps)
-    return (found.byteCount, found.depth >= depth ? nil : try run(of: found))
+    // Where the search ended further up, a layer that is too short hides all below it.
+    let isLeft = !found.isPresent && found.depth == layers.count - 1
+    return (found.byteCount, isLeft ? nil : try run(of: found))
   }
 
   private mutating func run(of found: MapExtent) throws(ImageFault) -> SourceRun {

@@ -37,27 +37,46 @@ public enum Create {
     let requested = options.diskByteCount
     options.diskByteCount = try diskByteCount(path, options: options, base: base)
     let content = try NewImage(path: path, format: format, options: options, key: key)
-    try withTarget(path, base: base, remote: remote) { (storage, isNew) throws(ImageFault) in
+    let below = try base.map { layer throws(ImageFault) in try layer.storage.identity() }
+    try withTarget(
+      path, unless: below, "an image cannot be its own backing file", remote: remote
+    ) { (storage, isNew) throws(ImageFault) in
       guard let name = options.dataFile else {
         return try content.write(to: storage, isNew: isNew)
       }
       // The data file first, so that no image names one that is not there.
-      let others =
-        try [storage.identity()]
-        + base.map { layer throws(ImageFault) in
-          try layer.storage.identity()
-        }
+      let others = try [storage.identity()] + below
       let data = BackingName(name).path(relativeTo: path)
-      try withTarget(data, base: [], remote: nil) { (file, isNewFile) throws(ImageFault) in
-        guard try !others.contains(file.identity()) else {
-          throw ImageFault(data, "the data file is the image or its base", kind: .refused)
-        }
+      try withTarget(
+        data, unless: others, "the data file is the image or its base", remote: nil
+      ) { (file, isNewFile) throws(ImageFault) in
         try NewImage(path: data, format: .raw, options: options, key: nil)
           .write(to: file, isNew: isNewFile)
         try content.write(to: storage, isNew: isNew)
       }
     }
     return content.summary(requestedByteCount: requested)
+  }
+
+  /// What the user has to know of a base that is not in the image's folder: who opens the image
+  /// will not open it, unless it is allowed (decision 34). nil when there is nothing to say.
+  public static func baseNote(
+    path: String, options: CreateOptions, remote: (any RemoteOpener)? = nil
+  ) throws(ImageFault) -> String? {
+    guard let name = options.backingFile, options.opensBackingFile,
+      remote?.recognises(name) != true
+    else { return nil }
+    let base = BackingName(name).path(relativeTo: path)
+    let gate = try FileGate.backing(AllowedFiles())
+    do throws(SystemError) {
+      let place = try FolderEntry.split(path).folder
+      return try gate.foreignFolder(of: base, for: place).map {
+        "\(path): its base '\(name)' is not in its folder: to use the image, say "
+          + "--allow-backing '\($0)'"
+      }
+    } catch {
+      throw ImageFault(base, error)
+    }
   }
 
   private static func openBackingFile(
@@ -109,16 +128,17 @@ public enum Create {
   }
 
   /// Opens or creates the file, locks it, and removes a new one again when `body` fails.
+  ///
+  /// - Parameters:
+  ///   - others: files that it may not be.
+  ///   - reason: what is wrong when it is one of them.
   private static func withTarget(
-    _ path: String, base: [OpenedLayer], remote: (any RemoteOpener)?,
-    _ body: (LayerFile, _ isNew: Bool) throws(ImageFault) -> Void
+    _ path: String, unless others: [LayerStorage.Identity], _ reason: String,
+    remote: (any RemoteOpener)?, _ body: (LayerFile, _ isNew: Bool) throws(ImageFault) -> Void
   ) throws(ImageFault) {
     let (storage, isNew) = try openTarget(path, remote)
-    let identity = try storage.identity()
-    for layer in base where try layer.storage.identity() == identity {
-      throw ImageFault(
-        path, "an image cannot be its own backing file", wayOut: "choose another name",
-        kind: .refused)
+    guard try !others.contains(storage.identity()) else {
+      throw ImageFault(path, reason, wayOut: "choose another name", kind: .refused)
     }
     do throws(ImageError) {
       try storage.file.lockForWriting()

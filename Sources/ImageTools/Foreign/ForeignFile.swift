@@ -28,7 +28,8 @@ struct ForeignFile: ForeignSource {
     let part = BackingName(name).path(relativeTo: path)
     let file: LayerFile?
     do throws(SystemError) {
-      file = try gate.open(part, besideAnyOf: [path], access: .readOnly)
+      file = try gate.open(
+        part, besideAnyOf: [try FolderEntry.split(path).folder], access: .readOnly)
     } catch {
       throw ImageFault(part, error)
     }

@@ -72,8 +72,15 @@ extension RefcountEditor {
         storage.path, "the device has no room for another table", wayOut: "make it larger",
         kind: .refused)
     }
-    let start = geometry.clusterCount(for: try storage.byteCount())
-    let growth = try growth(from: start, count)
+    var start = geometry.clusterCount(for: try storage.byteCount())
+    var growth = try growth(from: start, count)
+    // A power cut may leave the file shorter than what is counted: those clusters are leaked.
+    while let leaked = try lastCounted(
+      start..<(start + count + UInt64(growth.blocks.count) + growth.tableClusterCount))
+    {
+      start = leaked + 1
+      growth = try self.growth(from: start, count)
+    }
     let firstBlock = start + count
     let newTable = firstBlock + UInt64(growth.blocks.count)
     table += [UInt64](repeating: 0, count: growth.tableEntryCount - table.count)
@@ -81,9 +88,6 @@ extension RefcountEditor {
       try makeBlock(index, at: (firstBlock + UInt64(number)) << UInt64(geometry.clusterBits))
     }
     for cluster in start..<(newTable + growth.tableClusterCount) {
-      guard try self.count(of: cluster) == 0 else {
-        throw damaged("cluster \(cluster), behind the end of the file, is counted")
-      }
       try set(1, of: cluster)
     }
     try flush()
@@ -98,6 +102,12 @@ extension RefcountEditor {
       try storage.synchronize()
     }
     return start
+  }
+
+  /// The last cluster of a range whose count is not zero.
+  private func lastCounted(_ clusters: Range<UInt64>) throws(ImageFault) -> UInt64? {
+    for cluster in clusters.reversed() where try count(of: cluster) != 0 { return cluster }
+    return nil
   }
 
   private func moveTable(
@@ -144,7 +154,7 @@ extension RefcountEditor {
       guard next.tableEntryCount * 8 <= Header.refcountTableByteCountMax else {
         throw ImageFault(
           storage.path, "the file is too large for a refcount table of 8 MiB",
-          wayOut: "copy it with larger clusters (qemu-img convert -o cluster_size=SIZE)",
+          wayOut: "copy it with larger clusters (strata convert -O qcow2 -o cluster_size=SIZE)",
           kind: .unsupported)
       }
       if next.blocks.count == growth.blocks.count,

@@ -69,8 +69,8 @@ struct SnapshotEditor {
 
   static func noneInRaw(_ path: String) -> ImageFault {
     ImageFault(
-      path, "a raw image has no snapshots", wayOut: "copy it to qcow2 (qemu-img convert)",
-      kind: .unsupported)
+      path, "a raw image has no snapshots",
+      wayOut: "copy it to qcow2 (strata convert -f raw -O qcow2)", kind: .unsupported)
   }
 
   static func noneInForeign(_ path: String) -> ImageFault {

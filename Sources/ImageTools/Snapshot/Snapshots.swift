@@ -86,8 +86,12 @@ public enum Snapshots {
       $0.snapshotTableOffset = place
       editor.markDirty(false, in: &$0)
     }
-    try editor.release(old, at: header.snapshotTableOffset)
-    try editor.counts.flush()
+    do throws(ImageFault) {
+      try editor.release(old, at: header.snapshotTableOffset)
+      try editor.counts.flush()
+    } catch {
+      throw error.after("snapshot \(entry.id) is made all the same, and clusters may be leaked")
+    }
     return entry.id
   }
 
@@ -166,7 +170,7 @@ public enum Snapshots {
     if header.hasPersistentBitmaps {
       throw ImageFault(
         editor.storage.path, "its persistent bitmaps would not tell what this changes",
-        wayOut: "remove them first (qemu-img bitmap --remove)", kind: .refused)
+        wayOut: "remove them first (strata bitmap remove)", kind: .refused)
     }
     guard diskByteCount <= Header.fileByteCountMax,
       header.geometry.l1EntryCount(forDiskOf: diskByteCount) <= Header.l1TableByteCountMax / 8
@@ -208,14 +212,18 @@ public enum Snapshots {
       $0.snapshotTableOffset = place
       editor.markDirty(true, in: &$0)
     }
-    try walk.run { (cluster, _) throws(ImageFault) in try editor.counts.lower(cluster) }
-    try editor.counts.lower(
-      from: entry.l1TableOffset, byteCount: UInt64(entry.l1EntryCount) * 8)
-    try editor.release(old, at: header.snapshotTableOffset)
-    try editor.counts.flush()
-    try editor.correctFlags(in: editor.header)
-    try editor.storage.synchronize()
-    try editor.changeHeader { editor.markDirty(false, in: &$0) }
+    do throws(ImageFault) {
+      try walk.run { (cluster, _) throws(ImageFault) in try editor.counts.lower(cluster) }
+      try editor.counts.lower(
+        from: entry.l1TableOffset, byteCount: UInt64(entry.l1EntryCount) * 8)
+      try editor.release(old, at: header.snapshotTableOffset)
+      try editor.counts.flush()
+      try editor.correctFlags(in: editor.header)
+      try editor.storage.synchronize()
+      try editor.changeHeader { editor.markDirty(false, in: &$0) }
+    } catch {
+      throw error.after("snapshot \(entry.id) is gone all the same, and clusters may be leaked")
+    }
     return entry.id
   }
 }
