@@ -8,6 +8,7 @@ opens it and the removed one does not.
 import os
 
 import verbcuts
+from lukstries import again_when_too_fast
 from verbcuts import run
 
 KEYS = ("one", "two", "three")
@@ -30,13 +31,7 @@ class KeyCuts(verbcuts.Cuts):
             with open(self.path(key), "w", encoding="utf-8") as file:
                 file.write(key)
         options = f"{self.name},encrypt.format=luks,encrypt.key-secret=one,encrypt.iter-time=10"
-        for attempt in range(6):                         # QEMU may not be able to measure the machine's speed
-            try:
-                run("qemu-img", "create", "-q", *words, "-f", "qcow2", "-o", options, image, "2M")
-                break
-            except RuntimeError:
-                if attempt == 5:
-                    raise
+        again_when_too_fast(lambda: run("qemu-img", "create", "-q", *words, "-f", "qcow2", "-o", options, image, "2M"))
         self.write(image, *words, secret=secret("one"))
         self.whole = self.disk(image, secret=secret("one"))
         self.step("one", "two", "add", "--key-file", "one", "--new-key-file", "two", "--iter-time", "10")

@@ -155,7 +155,7 @@ class Oracle:
           flags"). So where the READ finds zeroes that were not there before, they are durable; where it finds what was
           there, or where nobody looked, the answer promises nothing of unflushed writes before it.
       F5  What was not sent yet cannot be there: `allowed` takes the last sequence that had been issued.
-    tools/lib/powercutfaults.py breaks each of these rules and sees that it is noticed.
+    tools/lib/oraclefaults.py breaks each of these rules and sees that it is noticed.
     """
 
     def __init__(self, initial=lambda sector: 0):

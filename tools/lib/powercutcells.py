@@ -3,8 +3,9 @@
 
 A new feature of the format joins here with one line. `options` go to qemu-img create; `prepare` are commands that the
 image sees after that, before anything is judged; `serve` are more words for the server; `resizes`, `bitmaps` and
-`snapshots` are how often the disk grows, bitmaps change, and snapshots come and go meanwhile, about. A cell whose server says that it does not support the image is
-skipped by name. `combined-SEED` is any of a great many cells: what SEED draws from all of the above together.
+`snapshots` are how often the disk grows, bitmaps change, and snapshots come and go meanwhile, about. A cell whose server
+says that it does not support the image is skipped by name. `combined-SEED` is any of a great many cells: what
+SEED draws from all of the above together.
 """
 import collections
 import random

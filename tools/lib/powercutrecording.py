@@ -14,6 +14,7 @@ import livesnapshots
 import nbdload
 import powercutcells
 import recorder as recording_file
+from lukstries import again_when_too_fast
 from nbdload import SECTOR
 
 
@@ -101,7 +102,9 @@ class Recording:
 
     def tool(self, *words):
         """Runs a program in the recorder's folder, for QEMU finds data files from where it runs."""
-        subprocess.run(words, check=True, timeout=120, cwd=self.path("disk"))
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=self.path("disk"), check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: {done.stdout}{done.stderr}")
 
     def make_oracle(self, args, feature):
         if feature.packed:
@@ -130,14 +133,8 @@ class Recording:
             nbdload.make_base(self.path("base"), self.cell.base, self.base_size(args))
             shutil.copyfile(self.path("base"), os.path.join(self.path("disk"), "base"))
             base = ["-b", "base", "-F", self.cell.base]
-        # with encryption, QEMU gives up where it cannot measure how fast the machine is
-        for attempt in range(6):
-            try:
-                return self.tool("qemu-img", "create", "-q", *objects, "-f", "qcow2", "-o", options, *base, image,
-                                 str(args.size))
-            except subprocess.CalledProcessError:
-                if attempt == 5 or "luks" not in options:
-                    raise
+        again_when_too_fast(lambda: self.tool("qemu-img", "create", "-q", *objects, "-f", "qcow2", "-o", options, *base,
+                                              image, str(args.size)))
 
     def start(self, line, sock):
         """Starts the server; one that refuses the image or a word raises `Unsupported`."""
