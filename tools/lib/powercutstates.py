@@ -83,7 +83,8 @@ def intervals(entries, first):
     Everything before `low` is durable, and so are the entries in `kept`; those in `pending` may be there or not. A
     flush is a barrier for its own file only: what another file has not flushed stays pending.
     """
-    flushed = {entry.file: first for entry in entries}
+    # a file that is only read, as a base is, waits for no flush
+    flushed = {entry.file: first for entry in entries[first:]} or {None: first}
     ends = [i for i, entry in enumerate(entries) if i >= first and entry.flags & FLUSH]
     if not ends or ends[-1] != len(entries) - 1:
         ends.append(len(entries))
