@@ -105,7 +105,7 @@ extension DiskQueue {
     doNow(.write, file, offset, piece)
   }
 
-  /// Reads one aligned piece and waits for it. Returns 0 or the errno; a short read is EIO.
+  /// Reads one aligned piece and waits for it. Returns 0 or the errno; EIO where the file ends.
   public mutating func readNow(file: Int, at offset: UInt64, _ piece: Piece) -> Int32 {
     doNow(.read, file, offset, piece)
   }
@@ -120,14 +120,27 @@ extension DiskQueue {
     operations[index] = Operation(
       kind: kind, file: Int32(file), pieceCount: 1, pieces: [piece, .none, .none],
       offset: offset, byteCount: piece.byteCount)
-    let result = performNow(index)
-    if result < 0 { return Int32(-result) }
-    return result == piece.byteCount ? 0 : EIO
+    while true {
+      let result = performNow(index)
+      if result < 0 { return Int32(-result) }
+      let done = operations[index].doneByteCount + result
+      if done >= piece.byteCount { return 0 }
+      // A part was transferred; the rest begins aligned again.
+      let next =
+        files[file].direct
+        ? Int(UInt64(done).alignedDown(to: ImageFile.directAlignmentMax)) : done
+      guard next > operations[index].doneByteCount else { return EIO }
+      operations[index].doneByteCount = next
+    }
   }
 
   /// Turns a result into a completion, or queues the rest of a short read or write again.
   private mutating func finish(_ index: Int, _ result: Int) -> Completion? {
-    if result < 0 { return retire(index, errno: Int32(-result)) }
+    if result < 0 {
+      var losesWrites = false
+      if operations[index].isDurable { losesWrites = mayLoseWrites(index, Int32(-result)) }
+      return retire(index, errno: Int32(-result), losesWrites: losesWrites)
+    }
     if operations[index].kind == .flush { return retire(index, errno: 0) }
     operations[index].doneByteCount += result
     let done = operations[index].doneByteCount
@@ -164,7 +177,23 @@ extension DiskQueue {
     return nil
   }
 
-  private mutating func retire(_ index: Int, errno: Int32) -> Completion {
+  /// Whether a durable write that failed with `errno` may have been told of the loss of other
+  /// writes: the kernel tells a file of it once, at a synchronisation or at a durable write.
+  ///
+  /// A full disk refuses a write before anything is synchronised, and then refuses it again. A
+  /// remote storage that did not answer in time keeps what it has not made durable.
+  private mutating func mayLoseWrites(_ index: Int, _ errno: Int32) -> Bool {
+    let file = files[Int(operations[index].file)]
+    guard file.descriptor >= 0 else { return errno != ETIMEDOUT }
+    guard errno == ENOSPC || errno == EDQUOT else { return true }
+    if file.direct { return false }
+    operations[index].isDurable = false
+    return performNow(index) >= 0
+  }
+
+  private mutating func retire(
+    _ index: Int, errno: Int32, losesWrites: Bool = false
+  ) -> Completion {
     let tag = operations[index].tag
     var errno = errno
     if operations[index].cipher >= 0 { errno = finishCipher(index, errno: errno) }
@@ -172,6 +201,6 @@ extension DiskQueue {
     freeCount += 1
     inFlightCount -= 1
     completionCount += 1
-    return Completion(tag: tag, errno: errno)
+    return Completion(tag: tag, errno: errno, losesWrites: losesWrites)
   }
 }

@@ -16,6 +16,8 @@ import Glibc
     public let tag: UInt64
     /// 0, or the errno that the operation failed with.
     public let errno: Int32
+    /// Of a durable write that failed: others that have ended may be lost with it.
+    public let losesWrites: Bool
   }
 
   @usableFromInline enum Kind: BitwiseCopyable, Sendable { case read, write, flush }

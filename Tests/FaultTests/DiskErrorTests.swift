@@ -49,6 +49,44 @@ struct `A disk error` {
     #expect(try bench.hasOnlyLeaks())
   }
 
+  /// What the kernel tells a durable write of the loss of others it does not tell the next flush.
+  @Test(arguments: [("EIO", "1", true), ("ENOSPC", "1", true), ("ENOSPC", "1+", false)])
+  func `of a durable write in place fails every later flush, unless it is a full disk`(
+    error: String, when: String, isLoss: Bool
+  ) throws {
+    let bench = try FaultBench()
+    try run("qemu-img", "create", "-q", "-f", "raw", bench.folder.path("disk"), "1M")
+    try bench.serve(
+      ["--aio", "sync"], format: "raw", prefix: bench.failing("pwritev2", error, when: when))
+    let client = try bench.client()
+    let answer = try client.write(0, pattern(512), flags: WireFlag.fua)
+    #expect(answer == (error == "EIO" ? WireErrno.io : WireErrno.noSpace))
+    #expect(try client.flush() == (isLoss ? WireErrno.io : 0))
+    #expect(try client.flush() == (isLoss ? WireErrno.io : 0))
+    try client.disconnect()
+    #expect(bench.daemon?.stop() == (isLoss ? 1 : 0))
+  }
+
+  /// Two of the calls write the header, which says that the bitmap is in use.
+  @Test(arguments: 1...8)
+  func `of a write to the header is taken back, and the next flush succeeds`(when: Int) throws {
+    let bench = try FaultBench()
+    let disk = bench.folder.path("disk")
+    try run("qemu-img", "create", "-q", "-f", "qcow2", disk, "1M")
+    try run("qemu-img", "bitmap", "--add", disk, "b")
+    try bench.serve(["--aio", "sync"], prefix: bench.failing("pwritev2", "EIO", when: "\(when)"))
+    let client = try bench.client()
+    let error = try client.write(0, pattern(512))
+    #expect([0, WireErrno.io].contains(error))
+    _ = try client.flush()
+    #expect(try client.write(0, pattern(512)) == 0)
+    #expect(try client.flush() == 0)
+    try client.disconnect()
+    let daemon = try #require(bench.daemon)
+    #expect(daemon.stop() == 0, "\(daemon.errorText)")
+    #expect(try bench.hasOnlyLeaks())
+  }
+
   /// The calls are: the cluster of write 1, that of write 2, then the tables of the flush.
   @Test(arguments: 1...5)
   func `of a write fails what it belongs to, and the image stays whole`(when: Int) throws {

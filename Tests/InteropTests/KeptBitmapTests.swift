@@ -156,6 +156,21 @@ private func changes(_ seed: Int) -> [String] {
   }
 }
 
+@Suite struct `A bitmap of an image that nobody else uses` {
+  /// A loop with nothing to do wakes once a second: a change that waited for that would take one.
+  @Test func `is changed at once`() throws {
+    let image = try SharedImage()
+    let daemon = try image.serve()
+    defer { daemon.stop() }
+    let start = ContinuousClock.now
+    for _ in 0..<8 {
+      try image.strata("add", "--persistent", image.folder.path("c"), "b")
+      try image.strata("remove", image.folder.path("c"), "b")
+    }
+    #expect(ContinuousClock.now - start < .seconds(8), "16 changes waited for a second each")
+  }
+}
+
 @Suite struct `A bitmap of an image after kill -9` {
   @Test(arguments: [1, 2, 3])
   func `covers all that was written, and may be wider by the region`(seed: Int) throws {

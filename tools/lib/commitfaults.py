@@ -15,12 +15,15 @@ import concurrent.futures
 import os
 import shutil
 import subprocess
-import tempfile
+
+import failingcalls
+from faultmodel import Broken
 
 BLOCK = 65536
-# Short transfers are told by the error 0. Zero bytes read before the end of a file are no fault of a disk.
-FAULTS = [("pread", [5, 0]), ("preadv", [5, 0]), ("pwrite", [5, 28, 122, 0]), ("pwritev2", [5, 28, 122, 0]),
-          ("fdatasync", [5, 28]), ("fallocate", [5, 28, 122, 95]), ("ftruncate", [5])]
+# Zero bytes read before the end of a file are no fault of a disk.
+FAULTS = [("pread", ["EIO", "short"]), ("preadv", ["EIO", "short"]), ("pwrite", ["EIO", "ENOSPC", "EDQUOT", "short"]),
+          ("pwritev2", ["EIO", "ENOSPC", "EDQUOT", "short"]), ("fdatasync", ["EIO", "ENOSPC", "EDQUOT"]),
+          ("fallocate", ["EIO", "ENOSPC", "EDQUOT", "EOPNOTSUPP"]), ("ftruncate", ["EIO", "ENOSPC"])]
 # format, options and size of the base, options and size of the overlay, and what else the base has
 CELLS = [
     ("raw", "", "1M", "cluster_size=4096", "1536k", ""),
@@ -35,10 +38,6 @@ WRITES = {
 }
 
 
-class Broken(Exception):
-    """A promise that was not kept."""
-
-
 def run(*words, **more):
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, **more)
     if done.returncode:
@@ -49,8 +48,8 @@ def run(*words, **more):
 class Cell:
     """One pair of images, as it is before the commit and after."""
 
-    def __init__(self, strata, library, words, work):
-        self.strata, self.library, self.work = strata, library, work
+    def __init__(self, programs, words, work):
+        self.strata, self.library, self.work = programs.strata, programs.library, work
         self.form, base, base_size, overlay, size, self.more = words
         self.name = " ".join(word for word in words if word)
         start = os.path.join(work, "start")
@@ -68,13 +67,12 @@ class Cell:
         self.before = self.content(start, "base", self.form)
         self.snapshot = self.content(start, "base", "qcow2", "-l", "one") if self.more == "snapshot" else b""
         folder = self.copy("end")
-        counts = os.path.join(work, "counts")
-        done = self.commit(folder, {"FAILING_COUNTS": counts})
+        injection = failingcalls.Injection(self.library, folder)
+        done = self.commit(folder, injection.environment)
         if done.returncode:
             raise RuntimeError(f"{self.name}: a commit fails without a fault: {done.stderr}")
         self.judge(folder, done)
-        with open(counts, encoding="utf-8") as file:
-            self.counts = {line.split()[0]: int(line.split()[1]) for line in file}
+        self.counts = injection.counts()
 
     @staticmethod
     def write(folder, name, form):
@@ -95,27 +93,31 @@ class Cell:
 
     def commit(self, folder, environment):
         return subprocess.run([self.strata, "commit", "-q", "overlay"], cwd=folder, capture_output=True, text=True, timeout=60,
-                              check=False, env={**os.environ, **environment, "LD_PRELOAD": self.library})
+                              check=False, env=environment)
 
-    def attempt(self, call, error, number):
-        """Returns what was broken, or None, and whether the commit failed."""
+    def attempt(self, call, error, number, damage=None):
+        """Returns what was broken, or None, and whether the commit failed. `damage` gets the folder and how the commit
+        ended before the judge does, and may change both."""
         folder = self.copy(f"{call}-{error}-{number}")
         done = None
         try:
-            done = self.commit(folder, {"FAILING_CALL": call, "FAILING_ERRNO": str(error), "FAILING_NUMBER": str(number)})
+            done = self.commit(folder, failingcalls.Injection(self.library, folder, call, error, number).environment)
+            if damage:
+                damage(folder, done)
             self.judge(folder, done)
-            again = self.commit(folder, {})
+            if error == "short" and done.returncode:
+                raise Broken("a short transfer is taken for a failure")
+            again = self.commit(folder, os.environ)
             if self.more == "bitmap" and "remove it first" in again.stderr:
                 # As QEMU has it: an image does not grow while it has a bitmap that nobody may use.
                 run("qemu-img", "bitmap", "--remove", "base", "b", cwd=folder)
-                again = self.commit(folder, {})
+                again = self.commit(folder, os.environ)
             if again.returncode:
                 raise Broken(f"the next commit fails: {again.stderr.strip()[:300]}")
             self.judge(folder, again)
         except Broken as broken:
-            what = f"errno {error}" if error else "short"
             said = f" (it said: {done.stderr.strip()[:300]})" if done and done.stderr else ""
-            return f"{self.name}: {call} number {number}, {what}: {broken}{said}", True
+            return f"{self.name}: {call} number {number}, {error}: {broken}{said}", True
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return None, done.returncode != 0
@@ -162,32 +164,25 @@ class Cell:
                 raise Broken(f"the block at {start} of the base changed, and its bitmap calls it clean")
 
 
-def main(strata, source, stride, first, jobs, only):
-    """Returns the exit status of tools/faults. `only`: a call, an error and a number, each or None."""
+def main(programs, work, stride, first, jobs, only):
+    """Returns how many passed and failed. `only`: a call, an error and a number, each or None."""
     call_wanted, error_wanted, number_wanted = only
-    work = tempfile.mkdtemp(prefix="faults-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
     total = broken = felt = 0
-    try:
-        library = os.path.join(work, "failingcall.so")
-        run("cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl")
-        for place, words in enumerate(CELLS):
-            folder = os.path.join(work, str(place))
-            os.mkdir(folder)
-            cell = Cell(strata, library, words, folder)
-            runs = [(call, error, number) for call, errors in FAULTS for error in errors
-                    for number in ([number_wanted] if number_wanted else range(1 + first, cell.counts[call] + 1, stride))
-                    if call_wanted in (None, call) and error_wanted in (None, error)]
-            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-                for text, was_felt in pool.map(lambda one, cell=cell: cell.attempt(*one), runs):
-                    felt += was_felt
-                    broken += bool(text)
-                    if text:
-                        print(f"BROKEN {text}", flush=True)
-            total += len(runs)
-            shown = ", ".join(f"{count} {call}" for call, count in cell.counts.items() if count)
-            print(f"a commit of {cell.name} makes {shown}", flush=True)
-        print(f"{felt} of {total} faults made a commit fail")
-        print(f"{total - broken} passed, {broken} failed")
-        return int(broken > 0)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    for place, words in enumerate(CELLS):
+        folder = os.path.join(work, str(place))
+        os.mkdir(folder)
+        cell = Cell(programs, words, folder)
+        runs = [(call, error, number) for call, errors in FAULTS for error in errors
+                for number in ([number_wanted] if number_wanted else range(first, cell.counts[call] + 1, stride))
+                if call_wanted in (None, call) and error_wanted in (None, error)]
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            for text, was_felt in pool.map(lambda one, cell=cell: cell.attempt(*one), runs):
+                felt += was_felt
+                broken += bool(text)
+                if text:
+                    print(f"BROKEN {text}", flush=True)
+        total += len(runs)
+        shown = ", ".join(f"{count} {call}" for call, count in cell.counts.items() if count)
+        print(f"a commit of {cell.name} makes {shown}", flush=True)
+    print(f"{felt} of {total} faults made a commit fail")
+    return total - broken, broken

@@ -6,7 +6,6 @@ whole new image; when the conversion has ended, it is the new image.
 """
 import os
 
-import powercutjudge
 import verbcuts
 from verbcuts import digest, run
 
@@ -21,7 +20,15 @@ CONVERSIONS = [("raw", (), False), ("raw", (), True), ("qcow2", (), False), ("qc
 class ConvertCuts(verbcuts.Cuts):
     """One image that becomes another."""
 
-    def go(self, kind, words, is_replaced):
+    KIND, CELLS = "conversions", CONVERSIONS
+
+    @staticmethod
+    def name_of(cell):
+        kind, words, is_replaced = cell
+        return f"to {kind} {' '.join(words)}{' over a file' if is_replaced else ''}"
+
+    def go(self):
+        kind, words, is_replaced = self.cell
         source = self.path("source")
         run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", source, "2M")
         self.write(source)
@@ -57,15 +64,3 @@ class ConvertCuts(verbcuts.Cuts):
             return None if found == whole else "the file of the target's name is not whole"
 
         self.cut(files, ["convert", "-q", "-f", "qcow2", "-O", kind, *words, "source", "target"], judge)
-        return self
-
-
-def main(strata, seed, cells, reorders, show):
-    """Returns the exit status of tools/powercut."""
-    rows = []
-    for turn in range(cells):
-        kind, words, is_replaced = CONVERSIONS[turn % len(CONVERSIONS)]
-        name = f"to {kind} {' '.join(words)}{' over a file' if is_replaced else ''}"
-        rows.append((name, lambda tools, work, name=name, turn=turn, row=(kind, words, is_replaced):
-                     ConvertCuts(tools, strata, name, seed + turn, work, reorders).go(*row)))
-    return verbcuts.go("conversions", rows, [], strata, powercutjudge.Tools, show)

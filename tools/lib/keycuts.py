@@ -6,10 +6,9 @@ was, and does the key that comes or goes either open the same disk or nothing; w
 opens it and the removed one does not.
 """
 import os
-import shutil
 
-import powercutjudge
 import verbcuts
+from lukstries import again_when_too_fast
 from verbcuts import run
 
 KEYS = ("one", "two", "three")
@@ -24,26 +23,21 @@ def secret(key):
 class KeyCuts(verbcuts.Cuts):
     """One encrypted image and the verbs on it."""
 
+    KIND, CELLS, OBJECTS = "keys", FORMATS, OBJECTS
+
     def go(self):
         image, words = self.path("image"), ["--object", OBJECTS[0]]
         for key in KEYS:
             with open(self.path(key), "w", encoding="utf-8") as file:
                 file.write(key)
         options = f"{self.name},encrypt.format=luks,encrypt.key-secret=one,encrypt.iter-time=10"
-        for attempt in range(6):                         # QEMU may not be able to measure the machine's speed
-            try:
-                run("qemu-img", "create", "-q", *words, "-f", "qcow2", "-o", options, image, "2M")
-                break
-            except RuntimeError:
-                if attempt == 5:
-                    raise
+        again_when_too_fast(lambda: run("qemu-img", "create", "-q", *words, "-f", "qcow2", "-o", options, image, "2M"))
         self.write(image, *words, secret=secret("one"))
         self.whole = self.disk(image, secret=secret("one"))
         self.step("one", "two", "add", "--key-file", "one", "--new-key-file", "two", "--iter-time", "10")
         self.step("two", "three", "add", "--key-file", "two", "--new-key-file", "three", "--iter-time", "10")
         self.step("two", "one", "remove", "--key-file", "two", "--slot", "0")
         self.step("two", "three", "remove", "--key-file", "two", "--slot", "2")
-        return self
 
     def opens(self, path, key):
         """Whether the key opens the disk as it was; raises RuntimeError when it opens another one."""
@@ -74,15 +68,4 @@ class KeyCuts(verbcuts.Cuts):
                 return f"key {moves} was {'added, and does not open it' if verb == 'add' else 'removed, and opens it'}"
             return None
 
-        folder = self.cut(["image", *KEYS], ["key", verb, *words, "image"], judge)
-        shutil.copyfile(os.path.join(folder, "image"), self.path("image"))
-
-
-def main(strata, seed, cells, reorders, show):
-    """Returns the exit status of tools/powercut."""
-    rows = []
-    for turn in range(cells):
-        name = FORMATS[turn % len(FORMATS)]
-        rows.append((name, lambda tools, work, name=name, turn=turn:
-                     KeyCuts(tools, strata, name, seed + turn, work, reorders).go()))
-    return verbcuts.go("keys", rows, OBJECTS, strata, powercutjudge.Tools, show)
+        self.cut(["image", *KEYS], ["key", verb, *words, "image"], judge)

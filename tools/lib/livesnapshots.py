@@ -16,11 +16,10 @@ class Snapshot:
 
     def __init__(self, name, load):
         self.name, self.taken, self.deleting, self.content = name, None, None, None
-        self.oracle = load.oracle
-        # no two requests on one sector are in flight together
-        self.allowed = {
-            sector: past[-1][1] | past[-2][1] if sector in load.busy else past[-1][1]
-            for sector, past in load.oracle.history.items()}
+        self.oracle, self.allowed = load.oracle, None
+        # of each sector the places in its history; no two requests on one sector are in flight together
+        self.places = {sector: (len(past) - 1 - load.busy.get(sector, False), len(past))
+                       for sector, past in load.oracle.history.items()}
 
     def is_due(self, entry_count):
         """Whether it has to be listed when the log had `entry_count` entries."""
@@ -33,6 +32,9 @@ class Snapshot:
             return None
         if self.content is not None:
             return f"snapshot {self.name} differs from what it was in another state"
+        if self.allowed is None:                         # only now: trims are settled after their answers
+            self.allowed = {sector: frozenset().union(*(values for _, values in self.oracle.history[sector][first:end]))
+                            for sector, (first, end) in self.places.items()}
         for at in range(0, len(content), SECTOR):
             sector, data = at // SECTOR, content[at:at + SECTOR]
             initial = self.oracle.initial(sector)
@@ -49,9 +51,12 @@ class Verbs:
 
     def __init__(self, ask):
         self.ask, self.snapshots = ask, []
+        self.began = None                                # log entries when the first verb began
 
     def change(self, chance, load, log):
         """Takes or deletes a snapshot while requests are in flight."""
+        if self.began is None:
+            self.began = recorder.entry_count(log)
         alive = [snapshot for snapshot in self.snapshots if snapshot.deleting is None]
         if alive and chance.random() < 0.4:
             snapshot = chance.choice(alive)

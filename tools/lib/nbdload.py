@@ -6,6 +6,7 @@ for every 512-byte sector that was ever written, which versions the contract of 
 it to hold: the one known to be durable, or any that was issued after it.
 Standard library only. Every wait is bounded.
 """
+import collections
 import random
 import select
 import signal
@@ -22,6 +23,10 @@ FLAG_FUA, FLAG_NO_HOLE = 1, 2
 HAS_FLUSH, HAS_FUA, HAS_TRIM, HAS_ZEROES, HAS_MULTI_CONN = 1 << 2, 1 << 3, 1 << 5, 1 << 6, 1 << 8
 BASE_VERSION = 1            # what every sector of a generated base image holds
 ZERO = frozenset([0])
+
+
+# A request of the oracle: its place in the order of issue, its sectors, whether it is a trim.
+Ticket = collections.namedtuple("Ticket", "sequence sectors is_trim")
 
 
 class ServerGone(Exception):
@@ -133,11 +138,24 @@ class Connection:
 
 
 class Oracle:
-    """Which versions each sector may hold, and since when.
+    """Which versions each sector may hold, and since when: what proto.md promises, no more and no less.
 
     history[sector] is a list of (sequence, set of versions) in the order of issue; the caller sees to
     it that two requests on one sector are never in flight together. durable[sector] is the sequence
     that is known to be durable: everything issued before it is forbidden from then on.
+
+    The rules, all of proto.md, "Ordering of messages and writes" unless another place is named:
+      F1  Write commands that were answered before a FLUSH was sent are durable when it is answered; those that
+          were not may be there or not. (A client knows no more: a reply on its way counts as not answered.)
+      F2  A WRITE or WRITE_ZEROES with FUA is durable when it is answered. Nothing is said of other sectors, or of
+          writes before it that reach further.
+      F3  After a TRIM the client must not assume what is there ("NBD_CMD_TRIM"); our server promises the old bytes or
+          zeroes, never older ones. What a READ behind its answer finds is what the TRIM did: that stays.
+      F4  FUA on a TRIM: "if the command does not in fact write data [...] the server MAY ignore this bit" ("Command
+          flags"). So where the READ finds zeroes that were not there before, they are durable; where it finds what was
+          there, or where nobody looked, the answer promises nothing of unflushed writes before it.
+      F5  What was not sent yet cannot be there: `allowed` takes the last sequence that had been issued.
+    tools/lib/oraclefaults.py breaks each of these rules and sees that it is noticed.
     """
 
     def __init__(self, initial=lambda sector: 0):
@@ -145,7 +163,7 @@ class Oracle:
         self.history = {}
         self.durable = {}
         self.acknowledged = {}                           # sector -> sequence, since the last flush
-        self.sequence = 0
+        self.issued = []                                 # the sectors of each sequence, from 1 on
         self.version = BASE_VERSION
 
     def past(self, sector):
@@ -153,19 +171,35 @@ class Oracle:
 
     def issue(self, sectors, versions):
         """Notes that `sectors` are being set to one of `versions`; None: a trim, the old value or 0."""
-        self.sequence += 1
+        self.issued.append(sectors)
         for sector in sectors:
             past = self.past(sector)
-            past.append((self.sequence, past[-1][1] | ZERO if versions is None else versions))
-        return self.sequence, sectors
+            past.append((len(self.issued), past[-1][1] | ZERO if versions is None else versions))
+        return Ticket(len(self.issued), sectors, versions is None)
 
     def acknowledge(self, ticket, is_durable=False):
-        sequence, sectors = ticket
-        for sector in sectors:
-            if is_durable:
-                self.durable[sector] = sequence
+        """Notes the answer; `is_durable`: the request had FUA."""
+        for sector in ticket.sectors:
+            if is_durable and not ticket.is_trim:        # F2, F4
+                self.durable[sector] = ticket.sequence
             else:
-                self.acknowledged[sector] = sequence
+                self.acknowledged[sector] = ticket.sequence
+
+    def settle(self, ticket, versions, is_durable=False):
+        """Notes what a READ behind the answer of a trim found in its sectors, before the next request to them.
+
+        Raises RuntimeError when it is neither what was there nor zeroes.
+        """
+        for sector, version in zip(ticket.sectors, versions):
+            past = self.history[sector]
+            sequence, possible = past[-1]
+            if sequence != ticket.sequence:
+                raise ValueError(f"sector {sector} was written again before its trim was settled")
+            if version not in possible:
+                raise RuntimeError(f"sector {sector} reads as version {version} behind a trim, allowed {sorted(possible)[:8]}")
+            past[-1] = (sequence, frozenset([version]))
+            if is_durable and version == 0 and 0 not in past[-2][1]:
+                self.durable[sector] = sequence
 
     def begin_flush(self):
         """What a flush sent now has to make durable."""
@@ -176,12 +210,14 @@ class Oracle:
         for sector, sequence in covered.items():
             self.durable[sector] = max(sequence, self.durable.get(sector, 0))
 
-    def allowed(self, sector, durable):
-        """The versions `sector` may hold when the sequences in `durable` are known to be durable."""
+    def allowed(self, sector, durable, issued=None):
+        """The versions `sector` may hold when the sequences in `durable` are known to be durable, and nothing behind
+        the sequence `issued` was sent."""
         least = durable.get(sector, 0)
+        most = len(self.issued) if issued is None else max(issued, least)
         versions = set()
         for sequence, values in self.history[sector]:
-            if sequence >= least:
+            if least <= sequence <= most:
                 versions |= values
         return versions
 
@@ -194,15 +230,16 @@ class Oracle:
 class Load:
     """Random writes, zeroes, trims, FUA and flushes, several in flight on several connections.
 
-    `on_durable` is called after each reply that makes something durable, with the oracle up to date.
+    `on_durable` is called after each reply that makes something durable, with the oracle up to date; `on_issue` before
+    each request that changes sectors. Most trims are read back, before anything else is sent for their sectors.
     """
 
-    def __init__(self, connections, seed, oracle, on_durable=lambda: None, depth=8, hot_sectors=0,
+    def __init__(self, connections, seed, oracle, on_durable=lambda: None, on_issue=lambda: None, depth=8, hot_sectors=0,
                  writes_only=False, whole_sectors=0):
-        self.connections, self.oracle, self.on_durable = connections, oracle, on_durable
+        self.connections, self.oracle, self.on_durable, self.on_issue = connections, oracle, on_durable, on_issue
         self.random, self.depth = random.Random(seed), depth
-        self.flight = [{} for _ in connections]          # cookie -> (kind, ticket)
-        self.busy = {}                                   # sector -> requests in flight
+        self.flight = [{} for _ in connections]          # cookie -> (kind, ticket, whether it has FUA)
+        self.busy = {}                                   # sector in flight -> whether it may be changing
         self.counts = {"write": 0, "zero": 0, "trim": 0, "flush": 0, "fua": 0, "resize": 0}
         self.sizes = [connections[0].size]               # asked for, in order
         self.size = connections[0].size                  # answered
@@ -247,6 +284,7 @@ class Load:
             self.collect(0)
         offset, length = sectors[0] * SECTOR, len(sectors) * SECTOR
         fua = FLAG_FUA if self.flags & HAS_FUA and self.random.random() < 0.08 else 0
+        self.on_issue()
         if kind < 0.16 and self.flags & HAS_TRIM:
             name, ticket = "trim", self.oracle.issue(sectors, None)
             cookie = connection.send(CMD_TRIM, offset, length, flags=fua)
@@ -264,25 +302,27 @@ class Load:
         self.counts["fua"] += bool(fua)
         for sector in sectors:
             self.busy[sector] = True
-        # a trim may keep what is there, so FUA on one promises nothing of writes before it (proto.md, NBD_CMD_TRIM)
-        self.flight[index][cookie] = ("fua" if fua and name != "trim" else name, ticket)
+        self.flight[index][cookie] = (name, ticket, bool(fua))
 
     def flush(self, index):
-        if any(kind == "flush" for flight in self.flight for kind, _ in flight.values()):
+        if self.has_in_flight("flush"):
             return
         self.counts["flush"] += 1
         covered = self.oracle.begin_flush()
         cookie = self.connections[index].send(CMD_FLUSH)
-        self.flight[index][cookie] = ("flush", covered)
+        self.flight[index][cookie] = ("flush", covered, False)
+
+    def has_in_flight(self, name):
+        return any(kind == name for flight in self.flight for kind, _, _ in flight.values())
 
     def resize(self, index, growth):
         """Asks for a disk that is `growth` bytes larger, one resize at a time."""
-        if any(kind == "resize" for flight in self.flight for kind, _ in flight.values()):
+        if self.has_in_flight("resize"):
             return
         self.counts["resize"] += 1
         self.sizes.append(self.sizes[-1] + growth)
         cookie = self.connections[index].send(CMD_RESIZE, self.sizes[-1])
-        self.flight[index][cookie] = ("resize", self.sizes[-1])
+        self.flight[index][cookie] = ("resize", self.sizes[-1], False)
 
     def collect(self, most):
         """Takes replies until at most `most` requests are in flight."""
@@ -295,20 +335,33 @@ class Load:
                 self.take(waiting[sock])
 
     def take(self, index):
-        cookie, error, _ = self.connections[index].reply()
-        kind, ticket = self.flight[index].pop(cookie)
+        cookie, error, data = self.connections[index].reply()
+        kind, ticket, is_fua = self.flight[index].pop(cookie)
         if error:
             raise RuntimeError(f"a {kind} failed with errno {error}")
         if kind == "flush":
             self.oracle.end_flush(ticket)
         elif kind == "resize":
             self.size = ticket
+        elif kind == "settle":
+            self.oracle.settle(ticket, [sector_version(sector, data[place * SECTOR:(place + 1) * SECTOR])
+                                        for place, sector in enumerate(ticket.sectors)], is_fua)
         else:
-            for sector in ticket[1]:
+            self.oracle.acknowledge(ticket, is_fua)
+            if kind == "trim" and self.random.random() < 0.8:
+                return self.read_back(index, ticket, is_fua)
+        if kind not in ("flush", "resize"):
+            for sector in ticket.sectors:
                 del self.busy[sector]
-            self.oracle.acknowledge(ticket, is_durable=kind == "fua")
-        if kind in ("flush", "fua", "resize"):
+        if kind in ("flush", "resize") or is_fua:
             self.on_durable()
+
+    def read_back(self, index, ticket, is_fua):
+        """Looks at what a trim did; its sectors stay busy, but change no more."""
+        for sector in ticket.sectors:
+            self.busy[sector] = False
+        cookie = self.connections[index].send(CMD_READ, ticket.sectors[0] * SECTOR, len(ticket.sectors) * SECTOR)
+        self.flight[index][cookie] = ("settle", ticket, is_fua)
 
 
 def wait_for_socket(path, process, timeout=20):

@@ -3,8 +3,9 @@
 
 A new feature of the format joins here with one line. `options` go to qemu-img create; `prepare` are commands that the
 image sees after that, before anything is judged; `serve` are more words for the server; `resizes`, `bitmaps` and
-`snapshots` are how often the disk grows, bitmaps change, and snapshots come and go meanwhile, about. A cell whose server says that it does not support the image is
-skipped by name. `combined-SEED` is any of a great many cells: what SEED draws from all of the above together.
+`snapshots` are how often the disk grows, bitmaps change, and snapshots come and go meanwhile, about. A cell whose server
+says that it does not support the image is skipped by name. `combined-SEED` is any of a great many cells: what
+SEED draws from all of the above together.
 """
 import collections
 import random
@@ -53,6 +54,9 @@ def features():
     cells["snapshots-live-lazy"] = Feature(options=",lazy_refcounts=on", snapshots=6)
     cells["snapshots-live-subclusters"] = Feature(cluster=16384, options=extended, base="raw", snapshots=6)
     cells["snapshots-live-compress-on"] = Feature(cluster=4096, serve=packs, snapshots=6)
+    # beside snapshots, bitmaps may be lost in a crash, but never be narrower than the truth (decision 0024)
+    cells["snapshots-live-bitmaps"] = Feature(cluster=4096, base="qcow2", snapshots=6, bitmaps=12)
+    cells["snapshots-bitmaps"] = Feature(cluster=4096, bitmaps=12, prepare=("qemu-img snapshot -c one {image}",))
     cells["bitmaps-changing"] = Feature(cluster=4096, bitmaps=20)
     cells["bitmaps"] = Feature(cluster=4096, prepare=("qemu-img bitmap --add {image} one",
                                                       "qemu-img bitmap --add --disable {image} two"))

@@ -6,10 +6,10 @@ the tables; every 32nd of the other states is checked all the same, and has to b
 storage daemon reads the disk of every state. What changed since the state before is compared with what is allowed.
 """
 import ctypes
-import json
 import os
 import struct
 
+import keptbitmaps
 import livesnapshots
 import nbdload
 import qcow2tables
@@ -99,7 +99,7 @@ class View:
         self.oracle, self.start = oracle, start
         self.now, self.before = bytearray(length), None
         self.versions, self.bad, self.differs = {}, set(), set()
-        self.durable, self.allowed = {}, {}
+        self.durable, self.issued, self.allowed = {}, 0, {}
 
     def update(self):
         """Takes in what `now` holds."""
@@ -136,15 +136,17 @@ class View:
     def rate(self, sector):
         allowed = self.allowed.get(sector)
         if allowed is None:
-            allowed = self.allowed[sector] = self.oracle.allowed(sector, self.durable)
+            allowed = self.allowed[sector] = self.oracle.allowed(sector, self.durable, self.issued)
         (self.bad.discard if self.versions[sector] in allowed else self.bad.add)(sector)
 
-    def promise(self, durable):
-        """`durable` is what was promised for the state that is looked at."""
-        if durable is self.durable:
-            return
-        sectors = {sector for sector, _ in durable.items() ^ self.durable.items()}
-        self.durable = durable
+    def promise(self, durable, issued):
+        """For the state that is looked at, `durable` was promised, and requests up to `issued` had been sent."""
+        sectors = set()
+        if durable is not self.durable:
+            sectors.update(sector for sector, _ in durable.items() ^ self.durable.items())
+        for sent in self.oracle.issued[min(issued, self.issued):max(issued, self.issued)]:
+            sectors.update(sent)
+        self.durable, self.issued = durable, issued
         for sector in sectors:
             self.allowed.pop(sector, None)
             self.rate(sector)
@@ -211,6 +213,7 @@ class Judge:
         self.loads = self.checks = self.skipped = self.opens = 0
         self.code, self.trouble, self.is_open, self.is_repaired = None, None, False, False
         self.grown, self.seen = None, set()
+        self.bitmap = keptbitmaps.View(tools.strata, tools.img, tools.reader)
         self.snapshots = livesnapshots.View(recording.verbs.snapshots, tools.img, recording.path("snapshot.raw"))
         self.state = None
         self.expected_rest = b"".join(nbdload.sector_content(s, self.oracle.initial(s))
@@ -237,11 +240,12 @@ class Judge:
         trouble = self.trouble
         if not trouble and self.disk_size not in self.recording.sizes_at(promised_at):
             trouble = f"the disk has {self.disk_size} bytes"
-        trouble = trouble or self.snapshots.missing(promised_at)
+        trouble = trouble or self.snapshots.missing(promised_at) or \
+            self.bitmap.missing(self.recording.keeps_bitmaps_at(promised_at))
         durable = self.recording.durable_at(promised_at)
         for view, reader in zip(self.views, ("", "in the raw data file: ")):
             if not trouble:
-                view.promise(durable)
+                view.promise(durable, self.recording.issued_at(promised_at))
                 trouble = view.trouble() and reader + view.trouble()
         return self.code, trouble and f"{label}: {trouble}"
 
@@ -260,10 +264,12 @@ class Judge:
         if not self.trouble:
             self.trouble = self.read(is_checked and self.opens % 16 == 1)
         if not self.trouble and self.recording.has_bitmaps:
-            self.trouble = self.judge_bitmap(is_checked)
+            if is_checked:
+                self.trouble = self.bitmap.look(state.path, self.opened, state.read(0, 104))
+            self.trouble = self.trouble or self.bitmap.narrower(self.views[0].differs)
         # the bytes of a snapshot lie where no table changes: they are looked at now and then all the same
         if not self.trouble and self.recording.verbs.snapshots and (is_checked or self.loads % 8 == 0):
-            self.trouble = self.snapshots.look(state.path + ".repaired" * self.is_repaired)
+            self.trouble = self.snapshots.look(self.opened)
 
     def open(self):
         """Checks the state and opens it for reading. Returns None, or what is wrong."""
@@ -275,6 +281,7 @@ class Judge:
             copy_sparse(self.state.path, path)
             self.tools.check("-r", "all", self.image_options(path))
             self.is_repaired = True
+        self.opened = path
         self.checks += 1
         self.code, text = self.tools.check(self.image_options(path))
         if self.code not in (0, 3):
@@ -313,25 +320,6 @@ class Judge:
                 return "a sector that was never written has changed" if low < size else \
                     "what the disk grew by is not zero"
         return None
-
-    def judge_bitmap(self, is_changed):
-        """Whether b0 covers what the window has changed. Returns None, or what is wrong."""
-        if is_changed:
-            code, text = self.tools.strata.run("bitmap", "map", "-U", self.state.path, "b0")
-            if code:
-                return f"the bitmap is lost: {text.strip()}"
-            self.covered = set()
-            for line in text.splitlines():
-                start, length = map(int, line.split())
-                self.covered.update(range(start // SECTOR, (start + length) // SECTOR))
-            code, text = self.tools.img.run("info", "-U", "--output=json", self.state.path)
-            if code:
-                return f"qemu-img info fails: {text.strip()}"
-            bitmaps = json.loads(text)["format-specific"]["data"].get("bitmaps", [])
-            if not any(bitmap["name"] == "b0" for bitmap in bitmaps):
-                return "QEMU sees no bitmap b0"
-        bare = self.views[0].differs - self.covered
-        return f"the bitmap does not cover sector {min(bare)}, which has changed" if bare else None
 
     def image_options(self, path):
         return f"driver=qcow2,file.driver=file,file.aio={self.tools.aio},file.locking=off,file.filename={path}" \

@@ -14,6 +14,7 @@ import livesnapshots
 import nbdload
 import powercutcells
 import recorder as recording_file
+from lukstries import again_when_too_fast
 from nbdload import SECTOR
 
 
@@ -28,12 +29,15 @@ class Recording:
         self.cell, self.work, self.is_strata = cell, work, is_strata
         self.host_size = args.size * 2 + (4 << 20)
         self.marks = []                                  # (log entries, durable, size) in order
+        self.issues = []                                 # log entries when each request was sent, in order
         self.sizes = [args.size]
         self.oracle = None
         self.bitmap_changes = max(args.bitmaps, cell.feature.bitmaps if cell.feature else 0)
         self.has_bitmaps = self.bitmap_changes > 0
         self.snapshot_changes = max(args.live_snapshots, cell.feature.snapshots if cell.feature else 0)
         self.verbs = livesnapshots.Verbs(self.ask)
+        # decision 0024: beside snapshots, bitmaps do not survive
+        self.has_snapshots = any("snapshot -c" in line for line in (cell.feature.prepare if cell.feature else ()))
         self.packs = "--compress" in (cell.feature.serve if cell.feature else "")
         self.has_raw_data = "data_file_raw=on" in cell.options
         self.is_encrypted = "encrypt." in cell.options
@@ -98,7 +102,9 @@ class Recording:
 
     def tool(self, *words):
         """Runs a program in the recorder's folder, for QEMU finds data files from where it runs."""
-        subprocess.run(words, check=True, timeout=120, cwd=self.path("disk"))
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=self.path("disk"), check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: {done.stdout}{done.stderr}")
 
     def make_oracle(self, args, feature):
         if feature.packed:
@@ -127,14 +133,8 @@ class Recording:
             nbdload.make_base(self.path("base"), self.cell.base, self.base_size(args))
             shutil.copyfile(self.path("base"), os.path.join(self.path("disk"), "base"))
             base = ["-b", "base", "-F", self.cell.base]
-        # with encryption, QEMU gives up where it cannot measure how fast the machine is
-        for attempt in range(6):
-            try:
-                return self.tool("qemu-img", "create", "-q", *objects, "-f", "qcow2", "-o", options, *base, image,
-                                 str(args.size))
-            except subprocess.CalledProcessError:
-                if attempt == 5 or "luks" not in options:
-                    raise
+        again_when_too_fast(lambda: self.tool("qemu-img", "create", "-q", *objects, "-f", "qcow2", "-o", options, *base,
+                                              image, str(args.size)))
 
     def start(self, line, sock):
         """Starts the server; one that refuses the image or a word raises `Unsupported`."""
@@ -156,8 +156,11 @@ class Recording:
         def mark():
             self.marks.append((recording_file.entry_count(log), dict(self.oracle.durable), load.size))
 
+        def note_issue():
+            self.issues.append(recording_file.entry_count(log))
+
         hot_mib = args.hot_mib if args.hot_mib is not None else min(max(32 * self.cell.cluster >> 20, 1), 4)
-        load = nbdload.Load(connections, f"load {self.cell}", self.oracle, on_durable=mark,
+        load = nbdload.Load(connections, f"load {self.cell}", self.oracle, on_durable=mark, on_issue=note_issue,
                             hot_sectors=hot_mib * 2048, writes_only=args.writes_only,
                             whole_sectors=self.cell.cluster // SECTOR if self.packs else 0)
         chance = random.Random(f"resizes {self.cell}")
@@ -209,6 +212,15 @@ class Recording:
         """What was promised when the log had `entry_count` entries."""
         index = bisect.bisect_right(self.marks, entry_count, key=lambda mark: mark[0])
         return self.marks[index - 1][1] if index else {}
+
+    def issued_at(self, entry_count):
+        """The last request that can have left something in the first `entry_count` entries of the log: an entry of a
+        request comes behind those that were there when it was sent."""
+        return bisect.bisect_left(self.issues, entry_count)
+
+    def keeps_bitmaps_at(self, entry_count):
+        """Whether bitmaps must have survived a cut when the log had `entry_count` entries."""
+        return not self.has_snapshots and (self.verbs.began is None or entry_count <= self.verbs.began)
 
     def sizes_at(self, entry_count):
         """The sizes that the disk may have when the log had `entry_count` entries."""

@@ -12,7 +12,7 @@ of QEMU 7.2 overwrites the buffer of a write with that of the next when several 
 The log: 16 bytes (magic, entry count), then for each entry 40 bytes (start, length, flags, file, size of the data) and
 the data; numbers are 64-bit little-endian. Zeroing and discard have no data. A flush is a barrier for its file only;
 that of the folder (file 1) for names. Names: CREATE and UNLINK carry one, RENAME two with a 0 between. GROW: the
-file ends at `start` from then on.
+file ends at `start` from then on; SHRINK: so it does, and what was behind is gone.
 Source: the kernel's fuse(4) protocol 7.31.
 """
 import collections
@@ -26,7 +26,7 @@ import sys
 import time
 
 MAGIC = 0x686F6C2D61727473
-FLUSH, FUA, DISCARD, CREATE, RENAME, UNLINK, GROW = 1, 2, 4, 8, 16, 32, 64    # flags of an entry
+FLUSH, FUA, DISCARD, CREATE, RENAME, UNLINK, GROW, SHRINK = 1, 2, 4, 8, 16, 32, 64, 128    # flags of an entry
 FOLDER = 1                                        # the file that is the folder itself
 HEADER = struct.Struct("<QQQQQ")
 WRITE_MAX = 1 << 20
@@ -132,7 +132,7 @@ class File:
         if size > self.size_max:
             raise OSError(errno.ENOSPC, "the file may not grow further")
         if size < self.size:
-            self.log.add(self.number, size, self.size - size, DISCARD)
+            self.log.add(self.number, size, self.size - size, DISCARD | SHRINK)
         self.end_at(size)
 
     def end_at(self, size):

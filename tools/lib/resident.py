@@ -5,6 +5,7 @@
 compiler it starts the program each time). `Reader` is one qemu-storage-daemon that opens image after image and hands
 out what it reads over NBD. Both say what QEMU says, word for word. Every wait is bounded.
 """
+import contextlib
 import json
 import os
 import select
@@ -160,10 +161,28 @@ class Reader:
         self.connection.close()
         self.connection = None
         name = f"n{self.turn}"
+        self.delete_export(name)
+        return [{"execute": "blockdev-del", "arguments": {"node-name": name}}]
+
+    def delete_export(self, name):
         self.ask({"execute": "block-export-del", "arguments": {"id": name, "mode": "hard"}})
         while self.deleted != name:                      # until then the node is in use
             self.event(self.line())
-        return [{"execute": "blockdev-del", "arguments": {"node-name": name}}]
+
+    @contextlib.contextmanager
+    def exported_bitmap(self, bitmap):
+        """(What `--image-opts` takes to see a bitmap of the open image, None), or ("", what is wrong)."""
+        node, name = f"n{self.turn}", f"b{self.turn}"
+        answer, = self.ask({"execute": "block-export-add", "arguments": {
+            "type": "nbd", "id": name, "node-name": node, "name": name, "bitmaps": [bitmap]}})
+        if "error" in answer:
+            yield "", answer["error"]["desc"]
+            return
+        try:
+            yield f"driver=nbd,server.type=unix,server.path={self.socket},export={name}," \
+                f"x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}", None
+        finally:
+            self.delete_export(name)
 
     def read_into(self, buffer, start):
         """Fills the memoryview `buffer` with the disk's bytes from `start` on. None, or what is wrong."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Power cuts in the middle of a command: what tools/powercut --snapshots, --keys and --convert share.
+"""Power cuts in the middle of a command: what tools/powercut --snapshots, --commits, --keys and --convert share.
 
 A command of `strata` works on files in the recorder's folder. Every prefix of what it wrote, and random subsets of what
 it wrote between two synchronisations, is then a folder as a cut could leave it, each judged once. Changes of names are
 kept in their order and are durable when the folder is synchronised; until then any number of the first of them may be
-there, whatever of the files' bytes is. When the command has ended, all that it did has to be there.
+there, whatever of the files' bytes is. When the command has ended, all that it did has to be there. Each kind of command
+is a subclass of `Cuts`, whose `go` calls `cut` with what has to be true of each folder.
 """
 import hashlib
 import os
@@ -14,8 +15,8 @@ import subprocess
 import tempfile
 
 import recorder as recording_file
-from powercutjudge import DIRTY_BIT_BYTE
-from recorder import CREATE, DISCARD, FLUSH, FOLDER, FUA, GROW, RENAME, UNLINK
+from powercutjudge import DIRTY_BIT_BYTE, Tools
+from recorder import CREATE, DISCARD, FLUSH, FOLDER, FUA, GROW, RENAME, SHRINK, UNLINK
 
 SECTOR = 512
 NAMES = CREATE | RENAME | UNLINK
@@ -28,9 +29,11 @@ def run(*words, folder=None):
     return done.stdout
 
 
-def digest(path):
+def digest(path, is_padded=False):
+    """Of a file's bytes; `is_padded`: whatever number of zeroes it ends with."""
     with open(path, "rb") as content:
-        return hashlib.sha256(content.read()).hexdigest()
+        data = content.read()
+    return hashlib.sha256(data.rstrip(b"\0") if is_padded else data).hexdigest()
 
 
 class Log:
@@ -44,6 +47,7 @@ class Log:
                 shutil.copyfile(path, os.path.join(folder, os.path.basename(path)))
             first = recording_file.entry_count(log)
             run(*words, folder=folder)
+            self.end = {name: digest(os.path.join(folder, name), is_padded=True) for name in os.listdir(folder)}
         shutil.rmtree(os.path.join(work, "back"))
         entries = list(recording_file.read_log(log))
         self.names = recording_file.names(entries[:first])
@@ -66,10 +70,13 @@ class Log:
             if not entry.length and not entry.flags & GROW:
                 continue
             with open(paths[entry.file], "r+b", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
                 if entry.flags & GROW:
-                    file.truncate(max(entry.start, os.fstat(file.fileno()).st_size))
+                    file.truncate(max(entry.start, size))
+                elif entry.flags & SHRINK:
+                    file.truncate(min(entry.start, size))
                 elif entry.flags & DISCARD:
-                    length = min(entry.length, max(0, os.fstat(file.fileno()).st_size - entry.start))
+                    length = min(entry.length, max(0, size - entry.start))
                     os.pwrite(file.fileno(), bytes(length), entry.start)
                 else:
                     os.pwrite(file.fileno(), entry.data[:entry.length], entry.start)
@@ -121,14 +128,21 @@ def torn(entry, chance):
 
 
 class Cuts:
-    """One row of commands, with what their cuts were found to be."""
+    """One row of commands, with what their cuts were found to be. Subclasses say of which kind and in which cells."""
 
-    def __init__(self, tools, strata, name, seed, work, reorders):
-        self.tools, self.strata, self.name, self.work, self.reorders = tools, strata, name, work, reorders
-        self.chance = random.Random(f"{name} {seed}")
+    KIND, CELLS, OBJECTS = "", [], []
+
+    def __init__(self, tools, strata, cell, seed, work, reorders):
+        self.tools, self.strata, self.cell, self.work, self.reorders = tools, strata, cell, work, reorders
+        self.name = self.name_of(cell)
+        self.chance = random.Random(f"{self.name} {seed}")
         self.folder = tools.folder
         self.scratch = os.path.join(work, "scratch")
         self.codes, self.failures, self.count, self.seen = {}, [], 0, set()
+
+    @staticmethod
+    def name_of(cell):
+        return cell
 
     def path(self, name):
         return os.path.join(self.work, name)
@@ -136,7 +150,7 @@ class Cuts:
     def cut(self, files, words, judge):
         """Runs `strata` with `words` and lets `judge(has_ended)` look at each cut; it returns None or what is wrong.
 
-        Returns the folder as the command left it, which the next call replaces.
+        The files are replaced by what the command made of them.
         """
         log = Log(self.work, [self.path(name) for name in files], [self.strata, *words])
         self.seen.clear()
@@ -153,22 +167,30 @@ class Cuts:
                 self.failures.append(f"{self.name} {' '.join(words[:2])} {label}: {trouble}")
         self.codes["distinct"] = self.codes.get("distinct", 0) + len(self.seen)
         log.make(log.entries, self.folder)
-        return self.folder
+        made = {name: digest(os.path.join(self.folder, name), is_padded=True) for name in os.listdir(self.folder)}
+        if made != log.end:
+            raise RuntimeError(f"{self.name}: the replay of {' '.join(words[:2])} is not what it made")
+        for name in files:
+            if os.path.exists(os.path.join(self.folder, name)):
+                shutil.copyfile(os.path.join(self.folder, name), self.path(name))
 
-    def check(self, path, secret="", is_version_3=True):
-        """Repairs an image that is marked dirty, as whoever opens it must, and checks it. None or what is wrong."""
+    def check(self, path, secret="", forgives_flags=False):
+        """Repairs an image that is marked dirty, as whoever opens it must, and checks it. None or what is wrong.
+
+        `forgives_flags`: an image of version 2 may have OFLAG_COPIED where counts say otherwise, for it has no mark.
+        """
         words = f"driver=qcow2,file.driver=file,file.locking=off,file.filename={path}{secret}"
-        if is_version_3:
-            with open(path, "rb") as image:
-                image.seek(DIRTY_BIT_BYTE)
-                if image.read(1)[0] & 1:
-                    self.tools.check("-r", "all", words)
+        with open(path, "rb") as image:
+            head = image.read(DIRTY_BIT_BYTE + 1)
+        is_version_3 = head[7:8] == b"\3"
+        if is_version_3 and head[DIRTY_BIT_BYTE] & 1:
+            self.tools.check("-r", "all", words)
         code, text = self.tools.check(words)
-        if code == 2 and not is_version_3:
+        if code == 2 and forgives_flags and not is_version_3:
             errors = [line for line in text.splitlines() if line.startswith("ERROR")]
             code = 3 if errors and all("OFLAG_COPIED" in line for line in errors) else 2
         self.codes[code] = self.codes.get(code, 0) + 1
-        return None if code in (0, 3) else f"check exits with {code}: {text[:300]}"
+        return None if code in (0, 3) else f"check of {os.path.basename(path)} exits with {code}: {text[:300]}"
 
     def disk(self, path, *choice, secret=""):
         """The digest of what QEMU reads from the image."""
@@ -188,23 +210,31 @@ class Cuts:
         run("qemu-io", *objects, *words, "--image-opts", f"driver=qcow2,file.driver=file,file.filename={path}{secret}")
 
 
-def go(kind, rows, objects, strata, tools_class, show):
-    """Runs each of `rows`, (name, function of (tools, work) that returns its `Cuts`); returns the exit status."""
+def judged(cuts, strata, cell, seed, reorders):
+    """A row of commands of the class `cuts` in one cell, run and judged in a folder of its own."""
+    work = tempfile.mkdtemp(prefix="powercut-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    try:
+        with Tools(os.path.join(work, "state"), cuts.OBJECTS, strata) as tools:
+            row = cuts(tools, strata, cell, seed, work, reorders)
+            row.go()
+            return row
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def main(cuts, strata, seed, cells, reorders, show):
+    """Judges as many rows of the class `cuts`; returns the exit status of tools/powercut."""
     codes, failures, total = {}, [], 0
-    for name, row in rows:
-        work = tempfile.mkdtemp(prefix="powercut-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-        try:
-            with tools_class(os.path.join(work, "state"), objects, strata) as tools:
-                cuts = row(tools, work)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        print(f"{'BROKEN' if cuts.failures else 'ok    '} {kind} {name}: {cuts.count} states, {cuts.codes}", flush=True)
-        for line in cuts.failures[:show]:
+    for turn in range(cells):
+        row = judged(cuts, strata, cuts.CELLS[turn % len(cuts.CELLS)], seed + turn, reorders)
+        print(f"{'BROKEN' if row.failures else 'ok    '} {cuts.KIND} {row.name}: {row.count} states, {row.codes}",
+              flush=True)
+        for line in row.failures[:show]:
             print("   ", line)
-        total += cuts.count
-        failures += cuts.failures
-        for code, count in cuts.codes.items():
+        total += row.count
+        failures += row.failures
+        for code, count in row.codes.items():
             codes[code] = codes.get(code, 0) + count
-    print(f"{total} states of {kind} ({codes.get('distinct', 0)} distinct): {codes.get(0, 0)} clean, "
+    print(f"{total} states of {cuts.KIND} ({codes.get('distinct', 0)} distinct): {codes.get(0, 0)} clean, "
           f"{codes.get(3, 0)} leaks only, {codes.get(2, 0)} corrupt; {len(failures)} bad")
     return 1 if failures else 0

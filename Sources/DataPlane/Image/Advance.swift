@@ -194,7 +194,9 @@ extension ImageStack {
     guard let kind = tag.kind else { preconditionFailure("a completion has no kind") }
     switch kind {
     case .read: return readDone(tag, error)
-    case .write: requests.slots[tag.index].writeCount -= 1
+    case .write:
+      requests.slots[tag.index].writeCount -= 1
+      if completion.losesWrites { lostWrites = true }
     case .clusterWrite: requests.slots[tag.index].clusterWriteCount -= 1
     case .tableWrite: requests.slots[tag.index].tableWriteCount -= 1
     case .tableLoad: return tableLoaded(tag.index, error)

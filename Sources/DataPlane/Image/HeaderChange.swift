@@ -39,29 +39,47 @@ extension ImageStack {
     return .none
   }
 
-  /// Writes the pages in which `stage` differs from `old`, and makes them durable.
+  /// Writes the pages in which `stage` differs from `old`, and makes them durable. A write that
+  /// fails leaves either there; `old` is put back then, for nobody takes over what `stage` names.
   private mutating func writeHeader(
     _ stage: [UInt8], over old: [UInt8], _ cluster: IOBuffer
   ) -> BlockErrno {
+    let failure = writeBlocks(of: stage, differingFrom: old, cluster)
+    if failure != 0 {
+      let isBack = writeBlocks(of: old, differingFrom: stage, cluster) == 0
+      if !isBack || synchronizeHeader() != 0 { lostWrites = true }
+      return BlockErrno(systemErrno: failure)
+    }
+    let syncFailure = synchronizeHeader()
+    if syncFailure != 0 { lostWrites = true }  // what the header says is unknown now
+    return BlockErrno(systemErrno: syncFailure)
+  }
+
+  /// Returns 0 or the errno of the first block that cannot be written.
+  private mutating func writeBlocks(
+    of stage: [UInt8], differingFrom old: [UInt8], _ cluster: IOBuffer
+  ) -> Int32 {
     let pageByteCount = layers[0].geometry.pageByteCount
-    do throws(SystemError) {
-      for range in HeaderRewrite.changedBlocks(from: old, to: stage, blockByteCount: pageByteCount)
-      {
-        cluster.withMutableSpan(range.lowerBound, range.count) { span in
-          for index in 0..<range.count {
-            span.storeBigEndian(stage[range.lowerBound + index], at: index)
-          }
+    for range in HeaderRewrite.changedBlocks(from: old, to: stage, blockByteCount: pageByteCount) {
+      cluster.withMutableSpan(range.lowerBound, range.count) { span in
+        for index in 0..<range.count {
+          span.storeBigEndian(stage[range.lowerBound + index], at: index)
         }
-        let failure = disks.writeNow(
-          file: layers[0].file, at: UInt64(range.lowerBound),
-          DiskQueue.Piece(cluster, range.lowerBound, range.count))
-        if failure != 0 { throw SystemError(errno: failure, call: "write") }
       }
+      let failure = disks.writeNow(
+        file: layers[0].file, at: UInt64(range.lowerBound),
+        DiskQueue.Piece(cluster, range.lowerBound, range.count))
+      if failure != 0 { return failure }
+    }
+    return 0
+  }
+
+  private mutating func synchronizeHeader() -> Int32 {
+    do throws(SystemError) {
       try storages[0].file.synchronize()
     } catch {
-      lostWrites = true  // what the header says is unknown now
-      return BlockErrno(systemErrno: error.errno)
+      return error.errno
     }
-    return .none
+    return 0
   }
 }

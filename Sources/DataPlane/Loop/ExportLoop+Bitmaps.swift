@@ -27,6 +27,8 @@ extension ExportLoop {
         return complete(BitmapFault("too many changes wait for the image; try again"))
       }
       bitmapOrders.append(BitmapOrder(actions: actions, complete: complete))
+      // The loop may be about to sleep: nobody else has anything to do.
+      startBitmapOrder()
       return
     }
     let holders = holders()

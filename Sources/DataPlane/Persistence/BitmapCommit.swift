@@ -274,7 +274,9 @@ extension ImageStack {
   /// in use: in force from one sector on, hence all or nothing.
   mutating func nameBitmaps(_ directory: BitmapsExtension?, completeMask: UInt64?) -> BlockErrno {
     let failure = changeHeader { $0.setBitmaps(directory, completeMask: completeMask) }
-    if failure != .none, !lostWrites { store.trouble = "the header has no room for them" }
+    if failure != .none, !lostWrites {
+      store.trouble = "the header cannot be changed, or has no room for them: \(failure)"
+    }
     return failure
   }
 }
