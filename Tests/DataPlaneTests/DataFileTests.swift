@@ -14,14 +14,28 @@ import Testing
 private let cluster = 65_536
 private let engines: [ExportPlan.Engine] = [.sync, .aio]
 
+/// What an image with a data file is like besides.
+struct DataFileKind: CustomTestStringConvertible {
+  var isRaw = false
+  var isExtended = false
+  static let all = [
+    DataFileKind(), DataFileKind(isRaw: true), DataFileKind(isExtended: true),
+    DataFileKind(isRaw: true, isExtended: true),
+  ]
+  var options: String {
+    (isRaw ? ",data_file_raw=on" : "") + (isExtended ? ",extended_l2=on" : "")
+  }
+  var testDescription: String { "data file\(options)" }
+}
+
 extension TemporaryFolder {
   /// "disk" with the data file "data"; QEMU finds it by the name alone when it runs here.
   fileprivate func makeDataFileDisk(
-    isRaw: Bool = false, size: String = "1M", options: String = ""
+    _ kind: DataFileKind = DataFileKind(), size: String = "1M", more: String = ""
   ) throws {
-    let raw = isRaw ? ",data_file_raw=on" : ""
     try qemu(
-      "qemu-img create -q -f qcow2 -o data_file=\(path("data"))\(raw)\(options) @disk \(size)")
+      "qemu-img create -q -f qcow2 -o data_file=\(path("data"))\(kind.options) \(more) @disk"
+        + " \(size)")
   }
 
   /// What QEMU reads from the disk.
@@ -45,12 +59,12 @@ extension ImageBench {
 }
 
 @Suite struct `An image with an external data file` {
-  @Test(arguments: engines, [false, true])
+  @Test(arguments: engines, DataFileKind.all)
   func `keeps what is written to it, and QEMU reads it back`(
-    engine: ExportPlan.Engine, isRaw: Bool
+    engine: ExportPlan.Engine, kind: DataFileKind
   ) throws {
     let folder = try TemporaryFolder()
-    try folder.makeDataFileDisk(isRaw: isRaw)
+    try folder.makeDataFileDisk(kind)
     try folder.qemuIO("disk", "write -P 7 0 128k")
     let bench = try ImageBench(folder, "disk", engine: engine)
     #expect(try bench.read(0, 2 * cluster) == [UInt8](repeating: 7, count: 2 * cluster))
@@ -63,7 +77,7 @@ extension ImageBench {
     #expect(try bench.read(0, 1 << 20) == expected)
     #expect(try bench.leave().isClean)
     #expect(try folder.contents() == expected)
-    if isRaw { #expect(try folder.bytes("data") == expected) }
+    if kind.isRaw { #expect(try folder.bytes("data") == expected) }
   }
 
   @Test func `has its clusters at their own offsets and counts none of them`() throws {
@@ -80,17 +94,17 @@ extension ImageBench {
     #expect(bench.image.allocator.keptByteCount <= before + UInt64(2 * cluster))
   }
 
-  static let zeroings: [(isRaw: Bool, flags: CommandFlags)] = [
-    (false, []), (false, .noHole), (true, []), (true, .noHole),
-  ]
+  static let zeroings = DataFileKind.all.flatMap { kind in
+    [CommandFlags(), .noHole].map { (kind: kind, flags: $0) }
+  }
 
   @Test(arguments: engines, zeroings)
   func `reads as zeroes where it was zeroed, and so does a raw data file`(
-    engine: ExportPlan.Engine, zeroing: (isRaw: Bool, flags: CommandFlags)
+    engine: ExportPlan.Engine, zeroing: (kind: DataFileKind, flags: CommandFlags)
   ) throws {
-    let (isRaw, flags) = zeroing
+    let (kind, flags) = zeroing
     let folder = try TemporaryFolder()
-    try folder.makeDataFileDisk(isRaw: isRaw)
+    try folder.makeDataFileDisk(kind)
     let bench = try ImageBench(folder, "disk", engine: engine)
     var expected = pattern(1 << 20)
     try bench.write(expected, 0)
@@ -106,13 +120,13 @@ extension ImageBench {
     #expect(try bench.read(0, 1 << 20) == expected)
     #expect(try bench.leave().isClean)
     #expect(try folder.contents() == expected)
-    if isRaw { #expect(try folder.bytes("data") == expected) }
+    if kind.isRaw { #expect(try folder.bytes("data") == expected) }
   }
 
-  @Test(arguments: [false, true])
-  func `gives the space of trimmed clusters back`(isRaw: Bool) throws {
+  @Test(arguments: DataFileKind.all)
+  func `gives the space of trimmed clusters back`(kind: DataFileKind) throws {
     let folder = try TemporaryFolder()
-    try folder.makeDataFileDisk(isRaw: isRaw, size: "4M")
+    try folder.makeDataFileDisk(kind, size: "4M")
     let bench = try ImageBench(folder, "disk")
     try bench.write(pattern(4 << 20), 0)
     try bench.settle()
@@ -130,11 +144,11 @@ extension ImageBench {
     #expect(try bench.leave().isClean)
   }
 
-  @Test func `hides its base where it was zeroed, and shows it elsewhere`() throws {
+  @Test(arguments: [false, true])
+  func `hides its base where it was zeroed, and shows it elsewhere`(isExtended: Bool) throws {
     let folder = try TemporaryFolder()
     try folder.makeRaw("base", byteCount: 1 << 20)
-    try folder.qemu(
-      "qemu-img create -q -f qcow2 -o data_file=\(folder.path("data")) -b @base -F raw @disk")
+    try folder.makeDataFileDisk(DataFileKind(isExtended: isExtended), more: "-b @base -F raw")
     let bench = try ImageBench(folder, "disk")
     var expected = pattern(1 << 20)
     #expect(try bench.call(.writeZeroes, 0, UInt64(3 * cluster)) == .none)
@@ -150,9 +164,10 @@ extension ImageBench {
     #expect(try folder.contents() == expected)
   }
 
-  @Test(arguments: engines) func `may be a base`(engine: ExportPlan.Engine) throws {
+  @Test(arguments: engines, [false, true])
+  func `may be a base`(engine: ExportPlan.Engine, isExtended: Bool) throws {
     let folder = try TemporaryFolder()
-    try folder.makeDataFileDisk()
+    try folder.makeDataFileDisk(DataFileKind(isExtended: isExtended))
     try folder.qemuIO("disk", "write -P 7 0 128k", "write -P 8 512k 64k")
     try folder.qemu(
       "qemu-img create -q -f qcow2 -o cluster_size=4k -b @disk -F qcow2 @top")
@@ -165,10 +180,10 @@ extension ImageBench {
     #expect(try folder.bytes("data") == before)
   }
 
-  @Test(arguments: [false, true])
-  func `grows with its data file, and what it grows by is zero`(isRaw: Bool) throws {
+  @Test(arguments: DataFileKind.all)
+  func `grows with its data file, and what it grows by is zero`(kind: DataFileKind) throws {
     let folder = try TemporaryFolder()
-    try folder.makeDataFileDisk(isRaw: isRaw, size: "1000k")
+    try folder.makeDataFileDisk(kind, size: "1000k")
     let data = try FileHandle(forUpdating: URL(fileURLWithPath: folder.path("data")))
     try data.seek(toOffset: 1_024_000)
     try data.write(contentsOf: Data(pattern(100_000)))
@@ -181,12 +196,13 @@ extension ImageBench {
     let expected = try bench.read(0, 2 << 20)
     #expect(try bench.leave().isClean)
     #expect(try folder.contents() == expected)
-    if isRaw { #expect(try Array(folder.bytes("data").prefix(expected.count)) == expected) }
+    if kind.isRaw { #expect(try Array(folder.bytes("data").prefix(expected.count)) == expected) }
   }
 
-  @Test func `ends its data file where the disk ends`() throws {
+  @Test(arguments: [false, true])
+  func `ends its data file where the disk ends`(isExtended: Bool) throws {
     let folder = try TemporaryFolder()
-    try folder.makeDataFileDisk(size: "1000k")
+    try folder.makeDataFileDisk(DataFileKind(isExtended: isExtended), size: "1000k")
     let bench = try ImageBench(folder, "disk")
     try bench.write([1], 1_023_999)
     #expect(try bench.leave().isClean)
@@ -216,10 +232,10 @@ extension ImageBench {
     1 << 63 | 2 << 16, 1 << 63, 1 << 62 | 1 << 16, 1 << 63 | 1 << 16 | 2,
   ]
 
-  @Test(arguments: strayEntries)
-  func `refuses entries that lead elsewhere`(entry: UInt64) throws {
+  @Test(arguments: strayEntries, [false, true])
+  func `refuses entries that lead elsewhere`(entry: UInt64, isExtended: Bool) throws {
     let folder = try TemporaryFolder()
-    try folder.makeDataFileDisk()
+    try folder.makeDataFileDisk(DataFileKind(isExtended: isExtended))
     try folder.qemuIO("disk", "write -P 7 0 256k")
     let file = try FileHandle(forUpdating: URL(fileURLWithPath: folder.path("disk")))
     func word(_ offset: UInt64) throws -> UInt64 {
@@ -227,7 +243,7 @@ extension ImageBench {
       return try file.read(upToCount: 8)?.reduce(0) { $0 << 8 | UInt64($1) } ?? 0
     }
     let table = try word(try word(40)) & 0x00ff_ffff_ffff_fe00
-    try file.seek(toOffset: table + 8)
+    try file.seek(toOffset: table + (isExtended ? 16 : 8))
     try file.write(contentsOf: Data(wire(entry)))
     try file.close()
     let bench = try ImageBench(folder, "disk")

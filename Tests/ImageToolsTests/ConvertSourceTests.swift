@@ -40,11 +40,12 @@ import Testing
       "no encrypted image of the chain has this name", target: "other")
   }
 
-  @Test(arguments: ["on", "off"])
-  func `images that keep their data in another file`(raw: String) throws {
+  @Test(arguments: ["on", "off"], ["on", "off"])
+  func `images that keep their data in another file`(raw: String, extended: String) throws {
     let bench = try Workbench()
     try bench.prepare(
-      "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=\(raw) image 4M")
+      "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=\(raw),extended_l2=\(extended)"
+        + " image 4M")
     try bench.run(["qemu-io", "-c", "write -P 5 64k 300k", "-c", "write -z 100k 70k", "image"])
     try bench.prepare("qemu-img convert -f qcow2 -O raw image judge")
     try bench.convert("-f qcow2 image new")

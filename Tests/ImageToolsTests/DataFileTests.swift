@@ -126,6 +126,8 @@ extension Workbench {
   static let options = [
     "-f qcow2 -o data_file=data image 1G", "-f qcow2 -o data_file=data,compat=v3 image 1000k",
     "-f qcow2 -o data_file=data,data_file_raw=on image 1G",
+    "-f qcow2 -o data_file=data,extended_l2=on image 1G",
+    "-f qcow2 -o data_file=data,data_file_raw=on,extended_l2=on image 1000k",
   ]
 
   @Test(arguments: options) func `is announced and described as qemu-img does`(
@@ -169,11 +171,13 @@ extension Workbench {
   }
 
   @Test func `maps as qemu-img does`() throws {
-    for raw in ["on", "off"] {
+    for (raw, extended) in [("on", "off"), ("off", "off"), ("on", "on"), ("off", "on")] {
       let bench = try Workbench()
       try bench.make([
-        "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=\(raw) image 1M",
+        "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=\(raw),extended_l2=\(extended)"
+          + " image 1M",
         "qemu-io -c write_0_200k -c write_-z_64k_64k -c write_900k_4k -c write_-z_0_64k image",
+        "qemu-io -c write_-z_0_4k -c write_-z_140k_6k -c write_1k_1k -c write_400k_3k image",
       ])
       for verb in ["map", "map --output=json", "info", "info --output=json"] {
         let theirs = try bench.run("qemu-img \(verb) image")

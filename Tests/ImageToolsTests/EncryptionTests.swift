@@ -86,6 +86,59 @@ extension Workbench {
     #expect(try map == bench.run("qemu-img map --output=json \(Workbench.words("image"))").output)
   }
 
+  @Test(arguments: ["off", "on"], ["off", "on"])
+  func `of QEMU with a data file are described, checked, mapped and converted as QEMU does`(
+    raw: String, extended: String
+  ) throws {
+    let bench = try Workbench()
+    try bench.makeKey()
+    try bench.write(Array("second".utf8), to: "key2")
+    try bench.prepare(
+      "qemu-img create -q --object secret,id=s,file=key -f qcow2 -o encrypt.format=luks,"
+        + "encrypt.key-secret=s,encrypt.iter-time=50,data_file=\(bench.path("data")),"
+        + "data_file_raw=\(raw),extended_l2=\(extended) image 4M")
+    try bench.io(
+      "image", "write_-z_0_4M", "write_-P_7_0_1M", "write_-P_9_3000000_5000", "write_-z_512k_64k",
+      "write_-z_70k_4k")
+    for words in ["info", "info --output=json"] {
+      #expect(try bench.strata("\(words) image") == bench.run("qemu-img \(words) image"))
+    }
+    let words = Workbench.words("image")
+    let check = try bench.strata("check image")
+    #expect(check.exitCode == 0)
+    #expect(try check.output == bench.run("qemu-img check \(words)").output)
+    let map = try bench.strata("map --output=json image").output
+    #expect(try map == bench.run("qemu-img map --output=json \(words)").output)
+    // A key of ours opens it for QEMU, and for our own conversion.
+    let added = try bench.strata(
+      "key add --iter-time 10 --key-file key --new-key-file key2 image")
+    #expect(added.exitCode == 0, "\(added.errors)")
+    #expect(try bench.strata("key remove --slot 0 --key-file key2 image").exitCode == 0)
+    try bench.io("image", key: "key2", "read_-P_7_0_64k", "read_-P_9_3000000_5000")
+    let converted = try bench.strata("convert -f qcow2 -O raw --key-file key2 image new")
+    #expect(converted.exitCode == 0, "\(converted.errors)")
+    try bench.prepare(
+      "qemu-img convert \(Workbench.words("image", key: "key2")) -O raw theirs", "cmp theirs new")
+  }
+
+  @Test(arguments: ["off", "on"], ["off", "on"])
+  func `of ours with a data file read as zeroes for QEMU, which writes to them`(
+    raw: String, extended: String
+  ) throws {
+    let bench = try Workbench()
+    try bench.makeKey()
+    let made = try bench.strata(
+      "create -q -f qcow2 --key-file key -o encrypt.format=luks,encrypt.iter-time=10,"
+        + "data_file=\(bench.path("data")),data_file_raw=\(raw),extended_l2=\(extended) image 1000k"
+    )
+    #expect(made.exitCode == 0, "\(made.errors)")
+    try bench.io(
+      "image", "read_-P_0_0_1000k", "write_-P_7_10k_100k", "write_-P_9_990k_10k", "write_-z_64k_9k")
+    try bench.io("image", "read_-P_7_10k_54k", "read_-P_0_64k_9k", "read_-P_9_990k_10k")
+    try bench.prepare("qemu-img check -q \(Workbench.words("image"))")
+    #expect(try bench.strata("check image").exitCode == 0)
+  }
+
   @Test func `keep their encryption header when leaks are repaired`() throws {
     let bench = try Workbench()
     try bench.makeKey()

@@ -16,6 +16,8 @@ import Testing
     "-f qcow2 -o preallocation=metadata,extended_l2=on image 1000k",
     "-f qcow2 -o preallocation=metadata,data_file=data image 9M",
     "-f qcow2 -o preallocation=full,data_file=data,data_file_raw=on image 9M",
+    "-f qcow2 -o preallocation=metadata,data_file=data,extended_l2=on image 1000k",
+    "-f qcow2 -o data_file=data,data_file_raw=on,extended_l2=on image 9M",
     "-f qcow2 -o preallocation=off image 9M", "-f raw -o preallocation=falloc image 9M",
     "-f raw -o preallocation=full image 9M", "-f qcow2 -o preallocation=metadata image 0",
     "-f qcow2 -o data_file=data,data_file_raw=on image 9M",

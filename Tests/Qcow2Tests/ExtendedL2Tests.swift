@@ -20,7 +20,7 @@ import Testing
 
   /// `kind count` for each run of the entry.
   private func runs(_ entry: ExtendedL2Entry) -> [String] {
-    let kind = entry.clusterKind(in: geometry)
+    let kind = entry.clusterKind(in: geometry, hasDataFile: false)
     var found: [String] = []
     var subcluster = 0
     while subcluster < SubclusterBitmap.subclusterCount {
@@ -86,9 +86,20 @@ import Testing
       entry(L2Entry(rawValue: L2Entry.copiedFlag)),
     ]
     for fault in faults {
-      #expect(fault.clusterKind(in: geometry) == .invalid, "\(fault)")
+      #expect(fault.clusterKind(in: geometry, hasDataFile: false) == .invalid, "\(fault)")
       #expect(runs(fault) == ["invalid 32"])
     }
+  }
+
+  @Test func `of a data file has its cluster at 0 when COPIED says so, and packs nothing`() {
+    let first = entry(L2Entry(rawValue: L2Entry.copiedFlag), allocated: 0b11, zero: 0b100)
+    #expect(first.clusterKind(in: geometry, hasDataFile: true) == .normal)
+    #expect(first.run(from: 0, .normal) == (.normal, 2))
+    #expect(first.run(from: 2, .normal) == (.zeroAllocated, 1))
+    let packed = entry(L2Entry(rawValue: L2Entry.compressedFlag | 0x50000))
+    #expect(packed.clusterKind(in: geometry, hasDataFile: true) == .invalid)
+    let nowhere = entry(.unallocated, allocated: 1)
+    #expect(nowhere.clusterKind(in: geometry, hasDataFile: true) == .invalid)
   }
 
   @Test func `changes the bits that are named, and no others`() {

@@ -57,6 +57,13 @@ private struct Vault {
   }
 }
 
+/// What an image with an encrypted data file is like besides.
+enum DataFileOptions {
+  static let all = [
+    "", ",data_file_raw=on", ",extended_l2=on", ",data_file_raw=on,extended_l2=on",
+  ]
+}
+
 private func pattern(_ byte: UInt8, _ count: Int) -> [UInt8] {
   .init(repeating: byte, count: count)
 }
@@ -86,6 +93,84 @@ private func pattern(_ byte: UInt8, _ count: Int) -> [UInt8] {
       "read -P 0 4096 1000", "read -P 7 5096 100", "read -P 2 2000001 3",
       // The rest of a cluster that was never written reads as zeroes, which are encrypted ones.
       "read -P 0 2000004 30000", "read -P 3 1048571 70000", "read -P 0 1118571 1000")
+  }
+
+  @Test(arguments: ["native", "sync"], DataFileOptions.all)
+  func `keeps what it encrypts in a data file, where QEMU reads it`(
+    engine: String, options: String
+  ) throws {
+    let vault = Vault()
+    try vault.create("disk", options: ",data_file=\(vault.path("data"))" + options)
+    try vault.io("disk", keys: ["disk.key"], "write -P 7 0 1M", "write -P 9 3000000 5000")
+    let server = try vault.serve(
+      "disk", ["--key-file", vault.path("disk.key"), "--aio", engine])
+    let client = try WireClient.entered(path: vault.socket)
+    #expect(try client.read(0, 1 << 20).data == pattern(7, 1 << 20))
+    #expect(try client.read(3_000_001, 100).data == pattern(9, 100))
+    #expect(try client.write(1, pattern(1, 511)) == 0)
+    #expect(try client.write(2_000_001, pattern(2, 3)) == 0)
+    #expect(try client.write((1 << 20) - 5, pattern(3, 70_000)) == 0)
+    #expect(try client.call(.writeZeroes, offset: 60_000, length: 90_000).error == 0)
+    #expect(try client.call(.trim, offset: 262_144, length: 131_072).error == 0)
+    #expect(
+      try client.call(.writeZeroes, flags: 2, offset: 524_288, length: 131_072).error == 0)
+    #expect(try client.write(540_000, pattern(4, 100)) == 0)
+    #expect(try client.read(2_000_000, 5).data == [0, 2, 2, 2, 0])
+    try client.disconnect()
+    #expect(server.stop() == 0)
+    try vault.io(
+      "disk", keys: ["disk.key"], "read -P 1 1 511", "read -P 7 512 59488",
+      "read -P 0 60000 90000", "read -P 7 150000 100", "read -P 0 262144 131072",
+      "read -P 0 524288 15712", "read -P 4 540000 100", "read -P 0 540100 115260",
+      "read -P 2 2000001 3", "read -P 0 2000004 30000", "read -P 3 1048571 70000")
+    let data = try vault.bytes("data")
+    #expect(data.count == 4 << 20)
+    #expect(data.range(of: Data(pattern(7, 512))) == nil)
+  }
+
+  /// A power cut leaves the old entry: what it leads to must not be a hole, which reads as noise.
+  @Test(arguments: DataFileOptions.all)
+  func `does not touch the data file when encrypted clusters are trimmed and zeroed`(
+    options: String
+  ) throws {
+    let vault = Vault()
+    try vault.create("disk", options: ",data_file=\(vault.path("data"))" + options)
+    try vault.io("disk", keys: ["disk.key"], "write -P 7 0 1M")
+    let before = try vault.bytes("data")
+    let server = try vault.serve("disk", ["--key-file", vault.path("disk.key")])
+    let client = try WireClient.entered(path: vault.socket)
+    #expect(try client.call(.trim, offset: 0, length: 131_072).error == 0)
+    #expect(try client.call(.writeZeroes, offset: 196_608, length: 131_072).error == 0)
+    #expect(
+      try client.call(.writeZeroes, flags: 2, offset: 524_288, length: 131_072).error == 0)
+    #expect(try client.read(0, 131_072).data == pattern(0, 131_072))
+    try client.disconnect()
+    #expect(server.stop() == 0)
+    #expect(try vault.bytes("data") == before)
+    try vault.io("disk", keys: ["disk.key"], "read -P 0 0 128k", "read -P 7 128k 64k")
+  }
+
+  @Test(arguments: DataFileOptions.all)
+  func `grows a disk whose encrypted data file ends inside a cluster`(options: String) throws {
+    let vault = Vault()
+    try vault.create(
+      "disk", options: ",data_file=\(vault.path("data"))" + options, size: 1_000 << 10)
+    try vault.io("disk", keys: ["disk.key"], "write -P 7 900k 100k")
+    let server = try vault.serve(
+      "disk",
+      ["--key-file", vault.path("disk.key"), "--control", vault.path("c")])
+    let grown = try runTool([
+      try ServedProcess.path(of: "strata"), "resize", vault.path("c"), "2M",
+    ])
+    #expect(grown.code == 0, "\(grown.error)")
+    let client = try WireClient.entered(path: vault.socket)
+    #expect(try client.read(1_000 << 10, 100_000).data == pattern(0, 100_000))
+    #expect(try client.write((2 << 20) - 1, [5]) == 0)
+    try client.disconnect()
+    #expect(server.stop() == 0)
+    try vault.io(
+      "disk", keys: ["disk.key"], "read -P 7 900k 100k", "read -P 0 1000k 500k",
+      "read -P 5 2097151 1")
   }
 
   @Test func `leaves nothing of the guest's on the disk in clear`() throws {

@@ -186,8 +186,8 @@ struct Scenario {
   ) {
     let bits = isOld ? 16 : countBits
     if !isOld, random.chance(15) {
-      guard !hasSubclusters else { return }
       hasDataFile = true
+      isEncrypted = random.chance(30)
       return
     }
     if random.chance(15) { isEncrypted = true }

@@ -63,6 +63,9 @@ def features():
     cells["luks"] = Feature(options="," + LUKS, create=SECRET, serve="--key-file {secret}")
     for name, raw in (("data-file", ""), ("data-file-raw", ",data_file_raw=on")):
         cells[name] = Feature(options=",data_file=data" + raw)
+    cells["data-file-subclusters"] = Feature(cluster=16384, options=",data_file=data" + extended)
+    cells["data-file-raw-subclusters"] = Feature(options=",data_file=data,data_file_raw=on" + extended)
+    cells["data-file-luks"] = Feature(cluster=4096, options=",data_file=data," + LUKS, create=SECRET, serve="--key-file {secret}")
     cells["data-file-4096"] = Feature(cluster=4096, options=",data_file=data,lazy_refcounts=on")
     return cells
 

@@ -27,11 +27,13 @@ extension ImageStack {
     _ cursor: UInt64, _ limit: UInt64, in index: Int, page: Int, place: PagePlace
   ) -> LayerAnswer {
     let geometry = layers[index].geometry
+    let hasDataFile = layers[index].hasDataFile
     let buffer = cache.pages[page].buffer
     let clusterByteCount = geometry.clusterByteCount
     let first = buffer.extendedEntry(place.entryInPage)
     let firstSubcluster = geometry.subclusterIndex(of: GuestOffset(byteOffset: cursor))
-    let run = first.run(from: firstSubcluster, first.clusterKind(in: geometry))
+    let run = first.run(
+      from: firstSubcluster, first.clusterKind(in: geometry, hasDataFile: hasDataFile))
     let inCluster = cursor & (clusterByteCount - 1)
     var runEnd = UInt64(firstSubcluster + run.count) << UInt64(geometry.subclusterBits)
     var covered = runEnd - inCluster
@@ -41,7 +43,8 @@ extension ImageStack {
       while runEnd == clusterByteCount, covered < limit - cursor, next < place.entriesPerPage {
         let entry = buffer.extendedEntry(next)
         if run.kind == .normal, entry.descriptor.hostOffset.byteOffset != host { break }
-        let more = entry.run(from: 0, entry.clusterKind(in: geometry))
+        let more = entry.run(
+          from: 0, entry.clusterKind(in: geometry, hasDataFile: hasDataFile))
         guard more.kind == run.kind else { break }
         runEnd = UInt64(more.count) << UInt64(geometry.subclusterBits)
         covered += runEnd
@@ -58,6 +61,7 @@ extension ImageStack {
       return .found(.zero(layer: index, byteCount: byteCount, isProvisioned: true))
     case .normal:
       let start = first.descriptor.hostOffset.byteOffset + inCluster
+      if hasDataFile, start != cursor { return .found(.damaged) }
       return .found(.data(layer: index, host: start, byteCount: byteCount))
     case .compressed:
       return .found(.compressed(layer: index, entry: first.descriptor, byteCount: byteCount))

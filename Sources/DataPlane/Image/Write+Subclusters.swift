@@ -30,12 +30,17 @@ extension ImageStack {
   ) -> Place {
     let geometry = layers[0].geometry
     let entry = cache.pages[page].buffer.extendedEntry(place.entryInPage)
-    let kind = entry.clusterKind(in: geometry)
+    let kind = entry.clusterKind(in: geometry, hasDataFile: layers[0].hasDataFile)
     switch kind {
     case .invalid, .zeroPlain, .zeroAllocated: return .damaged
     case .unallocated, .compressed: return placeAnew(cursor, end, page, place)
     case .normal:
       guard entry.descriptor.isCopied else { return placeAnew(cursor, end, page, place) }
+      if layers[0].hasDataFile,
+        entry.descriptor.hostOffset.byteOffset != cursor.alignedDown(to: geometry.clusterByteCount)
+      {
+        return .damaged
+      }
       let first = geometry.subclusterIndex(of: GuestOffset(byteOffset: cursor))
       return entry.bitmap.allocated >> UInt32(first) & 1 == 1
         ? placeInside(cursor, end, page, place) : placeBeside(cursor, end, page, place)
@@ -47,6 +52,7 @@ extension ImageStack {
     _ cursor: UInt64, _ end: UInt64, _ page: Int, _ place: PagePlace
   ) -> Place {
     let geometry = layers[0].geometry
+    let hasDataFile = layers[0].hasDataFile
     let buffer = cache.pages[page].buffer
     let clusterByteCount = geometry.clusterByteCount
     let host = buffer.extendedEntry(place.entryInPage).descriptor.hostOffset.byteOffset
@@ -56,7 +62,8 @@ extension ImageStack {
     for number in place.entryInPage..<place.entriesPerPage {
       let entry = buffer.extendedEntry(number)
       let distance = UInt64(number - place.entryInPage) * clusterByteCount
-      guard entry.clusterKind(in: geometry) == .normal, entry.descriptor.isCopied,
+      guard entry.clusterKind(in: geometry, hasDataFile: hasDataFile) == .normal,
+        entry.descriptor.isCopied,
         entry.descriptor.hostOffset.byteOffset == host + distance
       else { break }
       let run = (~(entry.bitmap.allocated >> UInt32(subcluster))).trailingZeroBitCount
@@ -76,6 +83,7 @@ extension ImageStack {
     _ cursor: UInt64, _ end: UInt64, _ page: Int, _ place: PagePlace
   ) -> Place {
     let geometry = layers[0].geometry
+    let hasDataFile = layers[0].hasDataFile
     let buffer = cache.pages[page].buffer
     let clusterByteCount = geometry.clusterByteCount
     let first = geometry.subclusterIndex(of: GuestOffset(byteOffset: cursor))
@@ -91,7 +99,8 @@ extension ImageStack {
     while reach == clusterStart, reach < wantedEnd, next < place.entriesPerPage {
       let entry = buffer.extendedEntry(next)
       let count = min(wantedEnd - clusterStart, clusterByteCount) >> UInt64(geometry.subclusterBits)
-      guard entry.clusterKind(in: geometry) == .normal, entry.descriptor.isCopied,
+      guard entry.clusterKind(in: geometry, hasDataFile: hasDataFile) == .normal,
+        entry.descriptor.isCopied,
         entry.descriptor.hostOffset.byteOffset == host + (clusterStart - guestStart),
         entry.bitmap.allocated & SubclusterBitmap.mask(0..<Int(count)) == 0
       else { break }
@@ -111,11 +120,13 @@ extension ImageStack {
     _ cursor: UInt64, _ end: UInt64, _ page: Int, _ place: PagePlace
   ) -> Place {
     let geometry = layers[0].geometry
+    let hasDataFile = layers[0].hasDataFile
     let buffer = cache.pages[page].buffer
     let clusterByteCount = geometry.clusterByteCount
     let guestStart = cursor.alignedDown(to: clusterByteCount)
     let bits = UInt64(geometry.subclusterBits)
-    var kept = buffer.extendedEntry(place.entryInPage).subclustersToCopy(in: geometry) ?? 0
+    let first = buffer.extendedEntry(place.entryInPage)
+    var kept = first.subclustersToCopy(in: geometry, hasDataFile: hasDataFile) ?? 0
     var placedStart = cursor.alignedDown(to: geometry.subclusterByteCount)
     if kept != 0 {
       placedStart = min(placedStart, guestStart + UInt64(kept.trailingZeroBitCount) << bits)
@@ -123,7 +134,8 @@ extension ImageStack {
     var clusterStart = guestStart
     var next = place.entryInPage + 1
     while clusterStart + clusterByteCount < end, next < place.entriesPerPage,
-      let more = buffer.extendedEntry(next).subclustersToCopy(in: geometry)
+      let more = buffer.extendedEntry(next)
+        .subclustersToCopy(in: geometry, hasDataFile: hasDataFile)
     {
       kept = more
       clusterStart += clusterByteCount
@@ -214,9 +226,10 @@ extension ImageStack {
         bitmap = SubclusterBitmap(
           allocated: mask, zero: old.descriptor.isCompressed ? 0 : old.bitmap.zero & ~mask)
       }
-      let new = ExtendedL2Entry(
-        L2Entry(normalAt: HostOffset(byteOffset: allocation.host + distance)),
-        isZero ? .allZero : bitmap)
+      let host = HostOffset(byteOffset: allocation.host + distance)
+      let new =
+        isZero
+        ? zeroEntry(index, old, mask, host) : ExtendedL2Entry(L2Entry(normalAt: host), bitmap)
       buffer.storeExtendedEntry(new, place.entryInPage + number)
       updateIndex(start, new)
     }
@@ -226,11 +239,12 @@ extension ImageStack {
   /// An entry of the active layer changed: the index follows. It knows clusters that are all of a
   /// kind; the layers are asked for the others.
   mutating func updateIndex(_ guestStart: UInt64, _ entry: ExtendedL2Entry) {
-    let host = entry.descriptor.hostOffset.byteOffset
     if entry.bitmap.allocated == .max {
-      updateIndex(guestStart, .data, host: host)
+      updateIndex(guestStart, .data, host: entry.descriptor.hostOffset.byteOffset)
     } else if entry.bitmap.zero == .max {
-      updateIndex(guestStart, host == 0 ? .zero : .zeroAllocated, host: 0)
+      // The first cluster of a data file lies at 0, and has a descriptor.
+      let isNowhere = entry.descriptor == .unallocated
+      updateIndex(guestStart, isNowhere ? .zero : .zeroAllocated, host: 0)
     } else {
       updateIndex(guestStart, .mixed, host: 0)
     }
@@ -240,8 +254,10 @@ extension ImageStack {
 extension ExtendedL2Entry {
   /// The subclusters that a new host cluster has to hold besides what is written; nil when the
   /// cluster has a place that may be written, or is damaged.
-  fileprivate func subclustersToCopy(in geometry: ClusterGeometry) -> UInt32? {
-    switch clusterKind(in: geometry) {
+  fileprivate func subclustersToCopy(
+    in geometry: ClusterGeometry, hasDataFile: Bool
+  ) -> UInt32? {
+    switch clusterKind(in: geometry, hasDataFile: hasDataFile) {
     case .unallocated: 0
     case .compressed: .max
     case .normal: descriptor.isCopied ? nil : bitmap.allocated

@@ -50,6 +50,7 @@ extension ImageStack {
     _ index: Int, _ clusterCount: Int, host: UInt64?
   ) -> Progress {
     let start = requests.slots[index].zeroCursor
+      .alignedDown(to: layers[0].geometry.clusterByteCount)
     registerAllocation(
       index, guestStart: start, clusterCount: uncontendedCount(start, clusterCount), host: host)
     requests.slots[index].stage = .provisioning
@@ -90,7 +91,7 @@ extension ImageStack {
     // The space that was taken becomes durable with the next synchronisation.
     hasUnsyncedWrites = true
     if case .waits = mapAllocation(index, isZero: true) { return .waits }
-    requests.slots[index].zeroCursor = allocationRange(index).end
+    requests.slots[index].zeroCursor = placedRange(index).end
     endAllocation(index, isMapped: true)
     if cache.isMostlyDirty { wantFlush() }
     requests.slots[index].stage = .zeroingClusters

@@ -13,6 +13,7 @@ extension ImageStack {
   /// Makes the subclusters of one cluster, from the cursor on, read as zeroes.
   ///
   /// A part of a compressed cluster has no bits: a TRIM leaves it alone, a WRITE_ZEROES writes it.
+  /// An image with a data file goes another way (Zero+DataFile.swift).
   mutating func forgetSubclusters(_ index: Int, _ page: Int, _ place: PagePlace) -> Progress {
     let geometry = layers[0].geometry
     let cursor = requests.slots[index].zeroCursor
@@ -21,7 +22,7 @@ extension ImageStack {
     let mask = geometry.subclusterMask(ByteRange(start: cursor, end: partEnd))
     let buffer = cache.pages[page].buffer
     let old = buffer.extendedEntry(place.entryInPage)
-    let kind = old.clusterKind(in: geometry)
+    let kind = old.clusterKind(in: geometry, hasDataFile: false)
     if kind == .invalid { return fail(index, .io) }
     if kind == .compressed, mask != .max {
       if requests.slots[index].command == .writeZeroes {
@@ -44,7 +45,7 @@ extension ImageStack {
 
   /// The entry without the data of some subclusters. It keeps a host cluster that still has data,
   /// or had none: that one was taken for later writes.
-  private mutating func zeroed(_ old: ExtendedL2Entry, _ mask: UInt32) -> ExtendedL2Entry {
+  func zeroed(_ old: ExtendedL2Entry, _ mask: UInt32) -> ExtendedL2Entry {
     // Where no layer is below, a subcluster that is nowhere reads as zeroes.
     let isAlone = layers.count == 1
     if mask == .max { return ExtendedL2Entry(.unallocated, isAlone ? .none : .allZero) }
@@ -69,18 +70,21 @@ extension ImageStack {
     guard let page = cache.find(0, place.pageOffset), cache.pages[page].state == .ready else {
       return waitForTable(index, 0, place.pageOffset, .l2, l1Index)
     }
+    let hasDataFile = layers[0].hasDataFile
     let buffer = cache.pages[page].buffer
     let first = buffer.extendedEntry(place.entryInPage)
-    guard first.clusterKind(in: geometry) != .invalid else { return fail(index, .io) }
-    let host = first.ownHost(in: geometry)
+    guard first.clusterKind(in: geometry, hasDataFile: hasDataFile) != .invalid else {
+      return fail(index, .io)
+    }
+    let host = first.ownHost(in: geometry, hasDataFile: hasDataFile)
     let left = (requests.slots[index].bodyEnd - cursor) >> UInt64(geometry.clusterBits)
     let limit = min(Int(clamping: left), place.entriesPerPage - place.entryInPage)
     var count = 1
     while count < limit {
       let entry = buffer.extendedEntry(place.entryInPage + count)
       let distance = UInt64(count) * geometry.clusterByteCount
-      guard entry.clusterKind(in: geometry) != .invalid,
-        entry.ownHost(in: geometry) == host.map({ $0 + distance })
+      guard entry.clusterKind(in: geometry, hasDataFile: hasDataFile) != .invalid,
+        entry.ownHost(in: geometry, hasDataFile: hasDataFile) == host.map({ $0 + distance })
       else { break }
       count += 1
     }
@@ -90,8 +94,8 @@ extension ImageStack {
 
 extension ExtendedL2Entry {
   /// Where the cluster lies, if it has a host cluster that nobody shares.
-  fileprivate func ownHost(in geometry: ClusterGeometry) -> UInt64? {
-    clusterKind(in: geometry) == .normal && descriptor.isCopied
+  fileprivate func ownHost(in geometry: ClusterGeometry, hasDataFile: Bool) -> UInt64? {
+    clusterKind(in: geometry, hasDataFile: hasDataFile) == .normal && descriptor.isCopied
       ? descriptor.hostOffset.byteOffset : nil
   }
 }

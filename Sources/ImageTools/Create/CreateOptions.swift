@@ -181,11 +181,6 @@ public struct CreateOptions: Hashable, Sendable {
       throw ImageFault(
         path, "'\(dataFile)' is no name of a data file", wayOut: "write ./NAME", kind: .refused)
     }
-    guard !encryption.isWanted else {
-      throw ImageFault(
-        path, "encryption and a data file are not supported together",
-        wayOut: "leave out one of them", kind: .unsupported)
-    }
     guard backingFile == nil || !dataIsRaw else {
       throw ImageFault(
         path, "a raw data file shows the whole disk and cannot be on top of a backing file",

@@ -79,8 +79,10 @@ struct NewImage {
   func write(to storage: LayerFile, isNew: Bool) throws(ImageFault) {
     let isRegular = try storage.isRegularFile()
     if isRegular { try storage.truncate(to: 0) }
-    // Tables of a raw data file on a device are made as they are needed.
-    if format == .qcow2, options.preallocation != .off || options.dataIsRaw && isRegular {
+    // Tables of a raw data file on a device are made as they are needed. So are those of one that
+    // is encrypted: decrypted, its hole would read as noise.
+    let mapsAll = options.dataIsRaw && isRegular && volume == nil
+    if format == .qcow2, options.preallocation != .off || mapsAll {
       try PreallocatedImage(options, diskByteCount: diskByteCount).write(to: storage)
     } else if let qcow2 {
       try writeTables(qcow2.layout, to: storage, isRegular: isRegular)

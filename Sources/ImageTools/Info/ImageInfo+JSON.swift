@@ -83,13 +83,13 @@ extension ImageInfo {
       json.end()
     }
     json.field("refcount-bits", 1 << header.geometry.refcountOrder)
+    if let dataFile = header.externalDataFile { json.field("data-file", dataFile) }
     if header.encryptionMethod != 0 {
       json.beginObject("encrypt")
       writeEncryption(header, to: &json)
       json.end()
     }
-    if let dataFile = header.externalDataFile {
-      json.field("data-file", dataFile)
+    if header.externalDataFile != nil {
       json.field("data-file-raw", header.autoclearFeatures.contains(.rawExternalData))
     }
     json.field("corrupt", header.isMarkedCorrupt)

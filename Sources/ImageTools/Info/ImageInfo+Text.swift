@@ -52,12 +52,12 @@ extension ImageInfo {
       if isRecovered(index) { lines.append("        recovered: true") }
     }
     lines.append(width)
+    if let dataFile = header.externalDataFile { lines.append("data file: \(dataFile)") }
     if header.encryptionMethod != 0 {
       lines.append("encrypt:")
       lines += encryptionLines(of: header).map { "    " + $0 }
     }
-    if let dataFile = header.externalDataFile {
-      lines.append("data file: \(dataFile)")
+    if header.externalDataFile != nil {
       lines.append("data file raw: \(header.autoclearFeatures.contains(.rawExternalData))")
     }
     lines.append("corrupt: \(header.isMarkedCorrupt)")

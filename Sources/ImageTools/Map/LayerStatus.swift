@@ -161,11 +161,12 @@ struct LayerMap {
           index * 2 + 1, ofTableAt: table, entryCount: geometry.tableWordCount, reader))
       let extended = ExtendedL2Entry(entry, bitmap)
       let first = Int(inCluster >> UInt64(geometry.subclusterBits))
-      let part = extended.run(from: first, extended.clusterKind(in: geometry))
+      let part = extended.run(
+        from: first, extended.clusterKind(in: geometry, hasDataFile: tables.hasDataFile))
       kind = part.kind
       run.byteCount = UInt64(first + part.count) << UInt64(geometry.subclusterBits) - inCluster
       // A subcluster that is elsewhere may have a place here.
-      if kind == .unallocated && entry.hostOffset.byteOffset != 0 && !tables.hidesPlaces {
+      if kind == .unallocated && entry != .unallocated && !tables.hidesPlaces {
         run.hostOffset = entry.hostOffset.byteOffset + inCluster
       }
     }

@@ -65,7 +65,7 @@ public struct AppendedImage: Sendable {
   public mutating func appendExternal(cluster: UInt64, count: Int) throws(ImageError) {
     for index in cluster..<(cluster + UInt64(count)) {
       let place = HostOffset(byteOffset: index << UInt64(geometry.clusterBits))
-      try setEntry(L2Entry(normalAt: place), of: index)
+      try setEntry(L2Entry(normalAt: place), of: index, isUnwritten: true)
     }
     try retireBlocks()
   }

@@ -160,12 +160,8 @@ extension Checker {
         continue
       }
       let host = entry.hostOffset
-      if host == 0 || rules.hasDataFile {
-        if host != 0 || entry.isCopied, isFirstPass {
-          report.allocatedClusterCount += UInt64(use.activeTimes)
-        }
-        continue
-      }
+      // The cluster at 0 of a data file is one like the others.
+      guard host != 0 || rules.hasDataFile && entry.isCopied else { continue }
       if isFirstPass {
         report.allocatedClusterCount += UInt64(use.activeTimes)
         if let nextContiguous, nextContiguous != host {
@@ -173,7 +169,7 @@ extension Checker {
         }
       }
       nextContiguous = host + geometry.clusterByteCount
-      guard host.isAligned(to: geometry.clusterByteCount),
+      guard !rules.hasDataFile, host.isAligned(to: geometry.clusterByteCount),
         !rules.isPastEnd(host, geometry.clusterByteCount)
       else { continue }
       if run.end != host {

@@ -125,13 +125,6 @@ extension Header {
     guard backingFile == nil || !autoclearFeatures.contains(.rawExternalData) else {
       throw ImageError(.corrupt, "the image has raw external data and a backing file")
     }
-    guard !incompatibleFeatures.contains(.extendedL2) else {
-      throw ImageError(
-        .unsupported, unsupported("an external data file together with extended L2 entries"))
-    }
-    guard encryptionMethod == 0 else {
-      throw ImageError(.unsupported, unsupported("an external data file together with encryption"))
-    }
     // A cluster of the data file has one place only, so nothing in it can be shared.
     guard snapshotCount == 0 || !forWriting else {
       throw ImageError(

@@ -68,8 +68,12 @@ import BlockTypes
   /// read as zeroes), `normal` (a host cluster, and the bitmap tells what of it counts),
   /// `compressed`, or `invalid`: a subcluster both allocated and zero, one allocated without a host
   /// cluster, a compressed cluster with a bitmap, or bit 0 of the descriptor.
-  @inlinable public func clusterKind(in geometry: ClusterGeometry) -> L2Entry.Kind {
-    let kind = descriptor.kind(in: geometry, version: 3)
+  ///
+  /// - Parameter hasDataFile: clusters lie in an external data file, as in `L2Entry.kind`.
+  @inlinable public func clusterKind(
+    in geometry: ClusterGeometry, hasDataFile: Bool
+  ) -> L2Entry.Kind {
+    let kind = descriptor.kind(in: geometry, version: 3, hasDataFile: hasDataFile)
     switch kind {
     case .unallocated: return bitmap.allocated == 0 ? kind : .invalid
     case .normal: return bitmap.allocated & bitmap.zero == 0 ? kind : .invalid
