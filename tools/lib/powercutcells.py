@@ -99,10 +99,13 @@ def combined(seed):
     narrow = any(f"refcount_bits={bits}," in options + "," for bits in ((1, 2) if is_packed else (1,)))
     has_snapshots = not has_data_file and not narrow and often(0.4)
     prepare += ["qemu-img snapshot -c one {image}"] if has_snapshots and not is_encrypted else []
-    # with snapshots, bitmaps are lost in a crash (decision 0024)
-    bitmaps = chance.choice([6, 20]) if is_new and not has_snapshots and often(0.35) else 0
-    return Feature(cluster, options, base, tuple(prepare), serve, 8 if is_new and not has_data_file and often(0.3) else 0,
-                   bitmaps, is_packed, SECRET if is_encrypted else "")
+    bitmaps = chance.choice([6, 20]) if is_new and often(0.35) else 0
+    resizes = 8 if is_new and not has_data_file and often(0.3) else 0
+    # each takes one more count of what it shares; the judge reads none that is encrypted, and each whole: no long ones
+    has_room = is_new and not resizes and not is_packed and cluster > 512 and not any(f"refcount_bits={bits}," in options + "," for bits in (1, 2))
+    snapshots = 6 if has_snapshots and has_room and not is_encrypted and often(0.4) else 0
+    return Feature(cluster, options, base, tuple(prepare), serve, resizes, bitmaps, is_packed, SECRET if is_encrypted else "",
+                   snapshots)
 
 
 def feature(name):
