@@ -287,6 +287,23 @@ private func range(_ start: UInt64, _ byteCount: UInt64) -> ByteRange {
       try KeptBitmap(named: "b", of: bench.folder.plan("disk")).bits.runs
         == [range(0, 65_536), range(newByteCount - 65_536, 65_536)])
   }
+
+  /// Its table needs 66 clusters, and a refcount block counts 64.
+  @Test func `follows it with a table that no refcount block counts alone`() throws {
+    let folder = try TemporaryFolder()
+    try folder.qemu("qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 @disk 64M")
+    try folder.qemu("qemu-img bitmap --add -g 512 @disk b")
+    let bench = try ImageBench(folder, "disk")
+    let newByteCount = 8_448 * mebibyte
+    #expect(try bench.call(.resize, newByteCount) == .none)
+    try bench.write([1], newByteCount - 1)
+    #expect(try bench.crashed() == [range(newByteCount - 16 * mebibyte, 16 * mebibyte)])
+    #expect(try bench.close() == nil)
+    #expect(try bench.check().isClean)
+    #expect(
+      try KeptBitmap(named: "b", of: folder.plan("disk")).bits.runs
+        == [range(newByteCount - 512, 512)])
+  }
 }
 
 @Suite struct `A disk that grows within a region` {

@@ -62,14 +62,15 @@ import Testing
 }
 
 @Suite struct `A refcount table that grows` {
-  @Test(arguments: [9, 12, 16, 21], [0, 4, 6])
+  @Test(arguments: [9, 12, 16], [0, 4, 6])
   func `is half as large again, has room for its own blocks, and counts itself`(
     clusterBits: Int, refcountOrder: Int
-  ) {
+  ) throws {
     let geometry = ClusterGeometry(clusterBits: clusterBits, refcountOrder: refcountOrder)
     let perCluster = geometry.tableWordCount
     for old in [perCluster, 2 * perCluster, 3 * perCluster, 17 * perCluster] {
-      let growth = TableGrowth(oldEntryCount: old, geometry: geometry)
+      let growth = try #require(
+        TableGrowth(oldEntryCount: old, firstBlock: old, geometry: geometry))
       #expect(growth.entryCount >= old * 3 / 2)
       #expect(growth.entryCount == growth.tableClusterCount * perCluster)
       #expect(growth.byteCount == growth.tableClusterCount << clusterBits)
@@ -80,6 +81,35 @@ import Testing
       let smaller = (growth.blockCount - 1) * Int(geometry.refcountBlockEntryCount)
       #expect(smaller < growth.blockCount - 1 + growth.tableClusterCount)
     }
+  }
+
+  @Test(arguments: [9, 12, 16], [0, 4, 6])
+  func `keeps room in one piece behind itself, and counts it`(
+    clusterBits: Int, refcountOrder: Int
+  ) throws {
+    let geometry = ClusterGeometry(clusterBits: clusterBits, refcountOrder: refcountOrder)
+    let perBlock = Int(geometry.refcountBlockEntryCount)
+    for room in [1, perBlock, 3 * perBlock + 1] {
+      let growth = try #require(
+        TableGrowth(
+          oldEntryCount: geometry.tableWordCount, firstBlock: 3, roomClusterCount: room,
+          geometry: geometry))
+      #expect(growth.startByte == UInt64(3 * perBlock) << UInt64(clusterBits))
+      #expect(growth.tableByte == growth.startByte + UInt64(growth.blockCount << clusterBits))
+      #expect(growth.roomByte == growth.tableByte + UInt64(growth.byteCount))
+      #expect(growth.endByte == growth.roomByte + UInt64(room << clusterBits))
+      #expect(growth.clusterCount <= growth.blockCount * perBlock)
+      #expect(3 + growth.blockCount <= growth.entryCount)
+    }
+  }
+
+  @Test func `is refused where no file is so long, or no table so large`() {
+    let long = ClusterGeometry(clusterBits: 21, refcountOrder: 0)
+    #expect(TableGrowth(oldEntryCount: 1 << 18, firstBlock: 1 << 18, geometry: long) == nil)
+    let large = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
+    let entries = Header.refcountTableByteCountMax / 8
+    #expect(TableGrowth(oldEntryCount: entries / 2, firstBlock: 0, geometry: large) != nil)
+    #expect(TableGrowth(oldEntryCount: entries, firstBlock: entries, geometry: large) == nil)
   }
 }
 

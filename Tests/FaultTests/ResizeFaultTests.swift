@@ -36,4 +36,26 @@ struct `A resize on a disk that fails` {
     if error == 0 { #expect(inFile, "\(info)") }
     #expect(inFile || info.contains("\"virtual-size\": \(oldByteCount)"), "\(info)")
   }
+
+  /// QEMU grows raw data files without looking behind their disk.
+  @Test func `zeroes what a data file holds behind its disk, where no holes can be made`() throws {
+    let bench = try FaultBench()
+    let data = bench.folder.path("data")
+    try run(
+      "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=\(data),data_file_raw=on",
+      bench.folder.path("disk"), "1M")
+    try Data(pattern(1 << 20 + 8_192)).write(to: URL(fileURLWithPath: data))
+    try bench.serve(
+      ["--aio", "sync", "--client-resize", "--allow-data-file", data],
+      prefix: bench.failing("fallocate", "EOPNOTSUPP", when: "1+"))
+    let client = try bench.client()
+    #expect(try client.wait(client.send(resizeCommand, offset: 2 << 20)).error == 0)
+    let bytes = try client.read(1 << 20, 1 << 20).data
+    #expect(bytes == [UInt8](repeating: 0, count: 1 << 20))
+    try client.disconnect()
+    bench.daemon?.stop()
+    let kept = try Data(contentsOf: URL(fileURLWithPath: data))
+    #expect(kept == Data(pattern(1 << 20)) + Data(count: 1 << 20))
+    #expect(try bench.check() == 0)
+  }
 }

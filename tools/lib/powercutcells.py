@@ -36,6 +36,7 @@ def features():
     cells["lazy-refcounts"] = Feature(cluster=4096, options=",lazy_refcounts=on", base="qcow2")
     cells["resize"] = Feature(cluster=4096, resizes=8)
     cells["resize-base"] = Feature(cluster=512, base="qcow2", resizes=8)
+    cells["resize-refcounts-64"] = Feature(cluster=512, options=",refcount_bits=64", resizes=8, bitmaps=6)
     cells["compressed-zlib"] = Feature(packed=True)
     cells["compressed-zlib-4096"] = Feature(cluster=4096, packed=True)
     cells["compressed-zstd"] = Feature(options=",compression_type=zstd", packed=True)

@@ -167,8 +167,8 @@ class Recording:
         resizes = max(args.resizes, self.cell.feature.resizes if self.cell.feature else 0)
         for _ in range(args.operations):
             if chance.random() < resizes / args.operations:
-                # small clusters have no room for a long L1 table in one piece
-                most = min(1 << 30, self.cell.cluster << 16)
+                # with small clusters, a table of this much is longer than what a refcount block counts
+                most = min(1 << 30, self.cell.cluster << 19)
                 load.resize(0, chance.choice([512, 65536, 1 << 20, most]))
             if chance.random() < self.bitmap_changes / args.operations:
                 self.change_bitmaps(chance)

@@ -10,36 +10,53 @@ import LinuxIO
 import Qcow2
 
 extension ImageStack {
-  /// Attempts to find clusters in one piece; small clusters have a refcount block in the way of a
-  /// long table.
+  /// Attempts to find clusters in one piece where such pieces were used before.
   private static var runsMax: Int { 64 }
 
   /// Takes clusters in one piece for the larger table.
   mutating func takeTable(_ index: Int) -> Progress {
-    let clusterByteCount = layers[0].geometry.clusterByteCount
-    let entryCount = neededTableEntryCount(resize.newByteCount)
-    let wanted = Int(layers[0].geometry.clusterCount(for: UInt64(entryCount * 8)))
-    for attempt in 0..<ImageStack.runsMax {
-      if resize.tableClusterCount == wanted {
-        resize.step = .securingTable
-        return .more
-      }
-      if attempt == ImageStack.runsMax / 2 {
-        // Behind all that is in use, where no holes are that are too short for the table.
-        abandonL1Table()
-        allocator.searchCluster = max(allocator.searchCluster, allocator.freshCluster)
-      }
-      switch takeClusters(index, wanted - resize.tableClusterCount) {
-      case .waits: return .waits
-      case .failed(let error): return fail(index, error)
-      case .taken(let host, let count, _):
-        let end = resize.tableHost + UInt64(resize.tableClusterCount) * clusterByteCount
-        if resize.tableClusterCount > 0, host != end { abandonL1Table() }
-        if resize.tableClusterCount == 0 { resize.tableHost = host }
-        resize.tableClusterCount += count
+    let geometry = layers[0].geometry
+    let wanted = neededTableClusterCount
+    if UInt64(wanted) < geometry.refcountBlockEntryCount {
+      for _ in 0..<ImageStack.runsMax {
+        switch takeClusters(index, wanted - resize.tableClusterCount) {
+        case .waits: return .waits
+        case .failed(let error): return fail(index, error)
+        case .taken(let host, let count, _):
+          let end =
+            resize.tableHost + UInt64(resize.tableClusterCount) * geometry.clusterByteCount
+          if resize.tableClusterCount > 0, host != end { abandonL1Table() }
+          if resize.tableClusterCount == 0 { resize.tableHost = host }
+          resize.tableClusterCount += count
+        }
+        if resize.tableClusterCount == wanted {
+          resize.step = .securingTable
+          return .more
+        }
       }
     }
-    return fail(index, .noSpace)
+    abandonL1Table()
+    resize.step = .takingLongTable
+    return .more
+  }
+
+  /// The same behind all that is in use, where no holes are that are too short for the table, and
+  /// no refcount blocks.
+  mutating func takeLongTable(_ index: Int) -> Progress {
+    switch takeLongRun(index, neededTableClusterCount) {
+    case .waits: return .waits
+    case .failed(let error): return fail(index, error)
+    case .taken(let host, let count, _):
+      resize.tableHost = host
+      resize.tableClusterCount = count
+      resize.step = .securingTable
+      return .more
+    }
+  }
+
+  private var neededTableClusterCount: Int {
+    let entryCount = neededTableEntryCount(resize.newByteCount)
+    return Int(layers[0].geometry.clusterCount(for: UInt64(entryCount * 8)))
   }
 
   /// Gives back what was taken for a table that is not to be.
@@ -74,22 +91,25 @@ extension ImageStack {
     let oldByteCount = UInt64(layers[0].l1.count * 8)
     let newByteCount = UInt64(resize.tableClusterCount) * clusterByteCount
     let entryCount = min(Int(newByteCount / 8), Header.l1TableByteCountMax / 8)
-    guard let page = buffers.acquire(byteCount: Int(pageByteCount)) else { return .noMemory }
-    defer { buffers.release(page) }
+    let pieceByteCount = max(pageByteCount, 65_536)
+    guard let scratch = buffers.acquire(byteCount: Int(pieceByteCount)) else { return .noMemory }
+    defer { buffers.release(scratch) }
     // Entries whose tables are not durable yet are in memory only, and the next flush writes them.
     let failure = makeReadable(upTo: oldOffset + oldByteCount.alignedUp(to: pageByteCount))
     if failure != .none { return failure }
     hasUnsyncedWrites = true
-    let piece = DiskQueue.Piece(page, 0, Int(pageByteCount))
-    for start in stride(from: 0, to: newByteCount, by: UInt64.Stride(pageByteCount)) {
-      let known = oldByteCount > start ? min(oldByteCount - start, pageByteCount) : 0
+    for start in stride(from: 0, to: newByteCount, by: UInt64.Stride(pieceByteCount)) {
+      let known = oldByteCount > start ? min(oldByteCount - start, pieceByteCount) : 0
       if known > 0 {
-        let failure = disks.readNow(file: layers[0].file, at: oldOffset + start, piece)
+        let failure = disks.readNow(
+          file: layers[0].file, at: oldOffset + start,
+          DiskQueue.Piece(scratch, 0, Int(known.alignedUp(to: pageByteCount))))
         if failure != 0 { return BlockErrno(systemErrno: failure) }
       }
-      page.zero(Int(known), Int(pageByteCount - known))
+      scratch.zero(Int(known), Int(pieceByteCount - known))
       let failure = disks.writeNow(
-        file: layers[0].file, at: resize.tableHost + start, piece)
+        file: layers[0].file, at: resize.tableHost + start,
+        DiskQueue.Piece(scratch, 0, Int(min(newByteCount - start, pieceByteCount))))
       if failure != 0 { return BlockErrno(systemErrno: failure) }
     }
     do throws(SystemError) {

@@ -3,8 +3,8 @@
 // RESIZE: a disk that grows while it is served. Spec: proto.md of the branch extension-resize,
 // "NBD_CMD_RESIZE"; qcow2.rst, "Header" (size, l1_size).
 //
-//     begin ─► [takingTable ─► securingTable ─► switchingTable] ─► [growingBitmaps] ─► awaitingEnd
-//           ─► zeroing ─► securingZeroes ─► committing
+//     begin ─► [takingTable ─► [takingLongTable] ─► securingTable ─► switchingTable]
+//           ─► [growingBitmaps] ─► awaitingEnd ─► zeroing ─► securingZeroes ─► committing
 //     begin ─► growingFile ─► committing                                          (a raw file)
 //
 // The header names the larger L1 table before it names the larger size, and the size only when what
@@ -20,6 +20,8 @@ struct ResizeState {
   enum Step: UInt8 {
     case begin
     case takingTable
+    /// No free piece between two refcount blocks is long enough.
+    case takingLongTable
     case securingTable
     case switchingTable
     /// The image gives its persistent bitmaps room for the new size.
@@ -76,11 +78,11 @@ extension ImageStack {
     } else if layers[0].version < 3, layers[0].hasSnapshots {
       // Their entries need not say how large the disk was.
       throw ResizeRefusal(.notSupported, "the image has version 2 and snapshots")
-    } else if !hasRoomForTable(entryCount: neededTableEntryCount(newByteCount)) {
+    } else if neededTableEntryCount(newByteCount) > Header.l1TableByteCountMax / 8 {
       throw ResizeRefusal(
         .noSpace,
-        "\(newByteCount) bytes need a larger L1 table than clusters of"
-          + " \(layers[0].geometry.clusterByteCount) bytes allow")
+        "\(newByteCount) bytes need a larger L1 table than an image can have with clusters of"
+          + " \(layers[0].geometry.clusterByteCount) bytes")
     }
     if let stored = store.bitmaps.first(where: { !$0.isLoaded }), store.state != .none {
       // As QEMU has it: a bitmap that is not understood cannot follow.
@@ -93,15 +95,6 @@ extension ImageStack {
     do { try grown.resize(toDiskByteCount: newByteCount) } catch {
       throw ResizeRefusal(.noSpace, "a dirty bitmap would be too large: \(error.reason)")
     }
-  }
-
-  /// Whether an L1 table of so many entries is there, or can be: each stretch of clusters that a
-  /// refcount block counts begins with that block, and a table lies in one piece between two.
-  private func hasRoomForTable(entryCount: Int) -> Bool {
-    let geometry = layers[0].geometry
-    return entryCount <= layers[0].l1.count
-      || entryCount <= Header.l1TableByteCountMax / 8
-        && geometry.clusterCount(for: UInt64(entryCount * 8)) < geometry.refcountBlockEntryCount
   }
 
   func neededTableEntryCount(_ byteCount: UInt64) -> Int {
@@ -121,6 +114,7 @@ extension ImageStack {
     switch resize.step {
     case .begin: preconditionFailure("a resize began twice")
     case .takingTable: return takeTable(index)
+    case .takingLongTable: return takeLongTable(index)
     case .securingTable: return secure(index, then: .switchingTable)
     case .switchingTable: return switchL1Table(index)
     case .growingBitmaps: return growBitmaps(index)

@@ -105,7 +105,13 @@ extension ImageStack {
     do throws(SystemError) {
       let byteCount = try storage.file.byteCount()
       if byteCount > old {
-        try storage.file.punchHole(ByteRange(start: old, end: min(byteCount, new)))
+        do throws(SystemError) {
+          try storage.file.punchHole(ByteRange(start: old, end: min(byteCount, new)))
+        } catch {
+          // A file system without holes: what lies behind the disk, and is to be zero, is cut off.
+          guard error.isNotSupported, byteCount <= new else { throw error }
+          try storage.file.truncate(to: old)
+        }
       }
       if byteCount < new { try storage.file.truncate(to: new) }
       disks.setByteCount(max(byteCount, new), ofFile: layers[0].dataFile)

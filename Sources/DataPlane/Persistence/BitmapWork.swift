@@ -64,7 +64,7 @@ struct BitmapWork {
 }
 
 extension ImageStack {
-  /// Attempts to find clusters in one piece.
+  /// Attempts to find clusters in one piece where such pieces were used before.
   private static var runsMax: Int { 64 }
 
   /// Begins work in a slot of its own; false when other work goes on, a change has to wait for the
@@ -158,14 +158,15 @@ extension ImageStack {
 
   /// Takes `count` clusters in one piece.
   private mutating func takeRun(_ index: Int, _ count: Int) -> Taken {
-    let clusterByteCount = layers[0].geometry.clusterByteCount
-    for _ in 0..<ImageStack.runsMax {
+    let geometry = layers[0].geometry
+    let attempts = UInt64(count) < geometry.refcountBlockEntryCount ? ImageStack.runsMax : 0
+    for _ in 0..<attempts {
       switch takeClusters(index, count - store.work.runCount) {
       case .waits: return .waits
       case .failed(let error): return .failed(error)
       case .taken(let host, let taken, _):
         store.work.taken.append((host, taken))
-        let end = store.work.runHost + UInt64(store.work.runCount) * clusterByteCount
+        let end = store.work.runHost + UInt64(store.work.runCount) * geometry.clusterByteCount
         if store.work.runCount == 0 || host != end {
           // The pieces before it are of no use; they are given back at the end.
           store.work.runHost = host
@@ -179,7 +180,11 @@ extension ImageStack {
         return .taken(host: host, count: count, isFresh: false)
       }
     }
-    return .failed(.noSpace)
+    // No free piece between two refcount blocks is long enough.
+    store.work.runCount = 0
+    let taken = takeLongRun(index, count)
+    if case .taken(let host, let count, _) = taken { store.work.taken.append((host, count)) }
+    return taken
   }
 
   /// Waits for a flush that begins now or later, and fails with it.
