@@ -160,6 +160,16 @@ public enum PlanCompiler {
     return actions
   }
 
+  /// The plan for a chain that a verb works on, without clients.
+  static func offlinePlan(
+    _ layers: some Sequence<OpenedLayer>, isReadOnly: Bool = false
+  ) -> ExportPlan {
+    ExportPlan(
+      name: "", description: "", isReadOnly: isReadOnly, layers: layers.map(layerPlan),
+      engine: .sync, limits: RequestLimits(connectionsMax: 1), minimumBlockByteCount: 1,
+      metadataCacheByteCount: 32 << 20, spinNanosecondsMax: 0)
+  }
+
   static func layerPlan(_ layer: OpenedLayer) -> LayerPlan {
     LayerPlan(
       storage: layer.storage, dataStorage: layer.dataStorage,

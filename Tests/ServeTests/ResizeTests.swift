@@ -91,3 +91,90 @@ extension WireClient {
     #expect(server.stop() == 0)
   }
 }
+
+/// The images are judged by QEMU.
+@Suite struct `A disk that nobody serves` {
+  private let fixture: ServeFixture
+  private var disk: String { fixture.folder.path("disk") }
+
+  init() throws { fixture = try ServeFixture() }
+
+  private func resize(_ words: String...) throws -> (code: Int32, output: String, error: String) {
+    try runTool([ServedProcess.path(of: "strata"), "resize"] + words)
+  }
+
+  private func expectSound(byteCount: UInt64) throws {
+    let info = try run("qemu-img", "info", "--output=json", disk)
+    #expect(info.contains("\"virtual-size\": \(byteCount),"), "\(info)")
+    #expect(try runTool("qemu-img", "check", disk).code == 0)
+  }
+
+  @Test func `grows, and shows nothing of a larger base`() throws {
+    let base = fixture.folder.path("base")
+    try Data([UInt8](repeating: 5, count: 3 << 20)).write(to: URL(fileURLWithPath: base))
+    try run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", disk, "1M")
+    let result = try resize(disk, "2M")
+    #expect(result.code == 0, "\(result.error)")
+    #expect(result.output == "the disk has 2097152 bytes\n")
+    #expect(try resize(disk, "+512k").output == "the disk has 2621440 bytes\n")
+    try expectSound(byteCount: 2_621_440)
+    try run("qemu-io", "-c", "read -P 5 0 1M", "-c", "read -P 0 1M 1536k", disk)
+  }
+
+  @Test func `takes its bitmaps and snapshots along`() throws {
+    try run("qemu-img", "create", "-q", "-f", "qcow2", disk, "1M")
+    try run("qemu-io", "-c", "write -P 7 0 64k", disk)
+    try run("qemu-img", "bitmap", "--add", disk, "b")
+    try run("qemu-img", "snapshot", "-c", "old", disk)
+    #expect(try resize(disk, "40G").code == 0)
+    try expectSound(byteCount: 40 << 30)
+    let info = try run("qemu-img", "info", disk)
+    #expect(info.contains("name: b") && !info.contains("in-use"), "\(info)")
+    #expect(try run("qemu-img", "snapshot", "-l", disk).contains("old"))
+    try run("qemu-img", "bitmap", "--remove", disk, "b")
+    try run("qemu-img", "snapshot", "-a", "old", disk)
+    try expectSound(byteCount: 1 << 20)
+  }
+
+  @Test func `grows with its key, and not without`() throws {
+    let secret = fixture.folder.path("secret")
+    try Data("open-sesame".utf8).write(to: URL(fileURLWithPath: secret))
+    let object = "secret,id=key,file=\(secret)"
+    try run(
+      "qemu-img", "create", "-q", "-f", "qcow2", "--object", object, "-o",
+      "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1", disk, "1000448")
+    #expect(try resize(disk, "2M").code != 0)
+    let result = try resize(disk, "2M", "--key-file", secret)
+    #expect(result.code == 0, "\(result.error)")
+    try run(
+      "qemu-io", "--object", object, "--image-opts",
+      "driver=qcow2,encrypt.key-secret=key,file.filename=\(disk)", "-c", "read -P 0 0 2M")
+  }
+
+  @Test func `may be raw where that is said`() throws {
+    #expect(try resize(fixture.image, "2M").code != 0)
+    #expect(try resize("-f", "raw", fixture.image, "2M").code == 0)
+    #expect(try Data(contentsOf: URL(fileURLWithPath: fixture.image)) == Data(count: 2 << 20))
+  }
+
+  @Test(arguments: [
+    ("512k", "disks never shrink"), ("1M1", "is not a size"), ("+", "is not a size"),
+    ("+1000", "no multiple of"), ("7E", "larger L1 table"), ("+7E", "larger L1 table"),
+  ])
+  func `is not resized to anything`(size: String, reason: String) throws {
+    try run("qemu-img", "create", "-q", "-f", "qcow2", disk, "1M")
+    let result = try resize(disk, size)
+    #expect(result.code != 0)
+    #expect(result.error.contains(reason), "\(result.error)")
+    try expectSound(byteCount: 1 << 20)
+  }
+
+  @Test func `is served by somebody, and then it is left alone`() throws {
+    let server = try fixture.serveControlled()
+    let result = try resize("-f", "raw", fixture.image, "2M")
+    #expect(result.code != 0)
+    #expect(result.error.contains("in use"), "\(result.error)")
+    #expect(try resize(fixture.control, "+1M").output == "the disk has 2097152 bytes\n")
+    #expect(server.stop() == 0)
+  }
+}

@@ -152,12 +152,7 @@ public struct Commit {
 
   private func openBase() throws(ControlError) -> OfflineImage {
     do {
-      return try OfflineImage(
-        ExportPlan(
-          name: "", description: "", isReadOnly: false,
-          layers: layers[baseIndex...].map(PlanCompiler.layerPlan), engine: .sync,
-          limits: RequestLimits(connectionsMax: 1), minimumBlockByteCount: 1,
-          metadataCacheByteCount: 32 << 20, spinNanosecondsMax: 0))
+      return try OfflineImage(PlanCompiler.offlinePlan(layers[baseIndex...]))
     } catch {
       throw ControlError(layers[baseIndex].path, "\(error)")
     }

@@ -50,7 +50,7 @@ public enum ImageBitmaps {
     let layers = try open(path, .readOnly, takesLocks: takesLocks)
     let bitmap: KeptBitmap
     do {
-      bitmap = try KeptBitmap(named: name, of: plan(layers, .readOnly))
+      bitmap = try KeptBitmap(named: name, of: PlanCompiler.offlinePlan(layers, isReadOnly: true))
     } catch {
       throw ControlError(path, "\(error)")
     }
@@ -72,14 +72,6 @@ public enum ImageBitmaps {
     } catch {
       throw ControlError(error)
     }
-  }
-
-  private static func plan(_ layers: [OpenedLayer], _ access: ImageFile.Access) -> ExportPlan {
-    ExportPlan(
-      name: "", description: "", isReadOnly: access == .readOnly,
-      layers: layers.map(PlanCompiler.layerPlan), engine: .sync,
-      limits: RequestLimits(connectionsMax: 1), minimumBlockByteCount: 1,
-      metadataCacheByteCount: 1 << 20, spinNanosecondsMax: 0)
   }
 
   /// The same actions on bitmaps that stay: all others end with this process.
@@ -119,7 +111,8 @@ public enum ImageBitmaps {
     let layers = try open(path, access)
     do {
       let mailbox = try Mailbox<ExportCommand>()
-      var loop = try ExportLoop(plan: plan(layers, access), mailbox: mailbox)
+      var loop = try ExportLoop(
+        plan: PlanCompiler.offlinePlan(layers, isReadOnly: access == .readOnly), mailbox: mailbox)
       _ = mailbox.post(command)
       loop.entrance.stopOrder.give(.drain)
       switch loop.run() {

@@ -172,7 +172,7 @@ extension ImageStack {
     }
     guard requests.slots[index].error == .none else {
       let fault =
-        store.work.fault ?? ImageStack.fault(requests.slots[index].error, diskByteCount)
+        store.work.fault ?? ImageStack.fault(requests.slots[index].error)
       abandonBitmapWork(index)
       return fault
     }
@@ -215,9 +215,8 @@ extension ImageStack {
     }
   }
 
-  private static func fault(_ error: BlockErrno, _ diskByteCount: UInt64) -> BitmapFault {
-    guard diskByteCount > 0 else { return BitmapFault("a disk of 0 bytes has nothing to record") }
-    return error == .noSpace
+  private static func fault(_ error: BlockErrno) -> BitmapFault {
+    error == .noSpace
       ? BitmapFault("there is no room for the bitmap where the image lives")
       : BitmapFault("the image cannot keep the bitmap: \(error)")
   }

@@ -273,6 +273,9 @@ extension ImageStack {
           "the image has a bitmap \"\(bitmap.name)\" that cannot be used"
             + " (\(kept.reason ?? "")); remove it first")
       }
+      guard bitmaps.diskByteCount > 0 else {
+        throw BitmapFault("a disk of 0 bytes has nothing to record")
+      }
       store.work.next.append(
         StoredBitmap(
           entry: BitmapEntry(
